@@ -1,0 +1,247 @@
+r"""Divergences between laws on a finite set, exact where they are tiny.
+
+The theory lives where a Kullback-Leibler divergence is 1e-9, and there the usual sum of `P (log P - log Q)` is
+rounding noise of either sign. Every divergence here is a sum of terms that are non-negative one by one,
+
+$$ P\log\tfrac PQ - P + Q = P\,h\!\left(\tfrac{Q-P}{P}\right), \qquad h(x) = x - \log(1+x) \ge 0, $$
+
+so that small values keep their relative precision and no value is ever negative. Laws lie along the last axis; logs
+are natural and divergences are in nats. All functions broadcast over leading axes, and are differentiable wherever
+the divergence is, including where entries of a law are zero.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from jaxtyping import ArrayLike as ArrayLike
+
+Law = Float[Array, "*batch Y"]
+"""Probabilities, or log-probabilities, along the last axis."""
+
+NORMALISED_TO = 2.0**12
+"""A row whose mass is one to within this many units of rounding is read as a probability law."""
+
+
+# --- two functions that cancel near zero, computed without cancelling -------------------------------------------
+
+
+@jax.custom_jvp
+@jax.jit
+def x_minus_log1p(x: Array) -> Array:
+    r"""$h(x) = x - \log(1+x)$ for $x\ge-1$, to full relative precision (it is $x^2/2$ near zero)."""
+    near = (x > -1 / 3) & (x < 0.5)
+    z = jnp.where(near, x, 0)
+    # log(1+x) = 2 artanh(s) with s = x/(2+x), and x - 2s = x s.
+    s = z / (2 + z)
+    s2 = s * s
+    tail = jnp.zeros_like(s)
+    for k in range(13, 0, -1):
+        tail = s2 * (1 / (2 * k + 1) + tail)
+    far = jnp.where(near, 1, x)
+    return jnp.where(near, z * s - 2 * s * tail, far - jnp.log1p(far))
+
+
+@x_minus_log1p.defjvp
+def _x_minus_log1p_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return x_minus_log1p(x), x / (1 + x) * dx
+
+
+@jax.custom_jvp
+@jax.jit
+def expm1_minus_x(x: Array) -> Array:
+    r"""$e^x - 1 - x$, to full relative precision (it is $x^2/2$ near zero)."""
+    near = jnp.abs(x) < 0.5
+    z = jnp.where(near, x, 0)
+    tail = jnp.zeros_like(z)
+    for k in range(16, 2, -1):
+        tail = z / k * (1 + tail)
+    return jnp.where(near, z * z / 2 * (1 + tail), jnp.expm1(x) - x)
+
+
+@expm1_minus_x.defjvp
+def _expm1_minus_x_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return expm1_minus_x(x), jnp.expm1(x) * dx
+
+
+# --- Kullback-Leibler -------------------------------------------------------------------------------------------
+
+
+def kl_terms(P: Array, Q: Array, D: Array) -> Array:
+    r"""$P\log(P/Q) - P + Q$, entry by entry, given $D = Q - P$ as accurately as the caller knows it.
+
+    An entry is never negative; it is `Q` where `P = 0` and `inf` where only `Q = 0`. Handing `D` over is what keeps
+    the divergence from a law to a nearby mixture exact: there `D` is a small multiple of a known difference.
+    """
+    inside, possible = P > 0, Q > 0
+    near = inside & (jnp.abs(D) <= P / 2)
+    far = inside & possible & ~near
+    ratio = jnp.where(near, D, 0) / jnp.where(near, P, 1)
+    log_ratio = jnp.log(jnp.where(far, Q, 1)) - jnp.log(jnp.where(far, P, 1))
+    terms = jnp.where(near, P * x_minus_log1p(ratio), D - P * log_ratio)
+    return jnp.where(inside, jnp.where(near | possible, terms, jnp.inf), Q)
+
+
+def missing_mass(mass: Array) -> Array:
+    """The mass that a law on the listed responses puts elsewhere; 0 when it is one to within rounding."""
+    missing = 1 - mass
+    return jnp.where(jnp.abs(missing) <= NORMALISED_TO * jnp.finfo(mass.dtype).eps, 0, missing)
+
+
+def kl(P: Law, Q: Law) -> Float[Array, "*batch"]:
+    r"""Kullback-Leibler divergence $\sum_y P\log(P/Q)$.
+
+    Args:
+        P: a probability law, shape (..., Y).
+        Q: a probability or sub-probability law, shape (..., Y); mass that `Q` puts elsewhere counts as lost.
+
+    Returns:
+        Nats, shape (...); `inf` where `P` puts mass that `Q` does not.
+
+    Example:
+        >>> P, Q = jnp.array([0.5, 0.5]), jnp.array([0.9, 0.1])
+        >>> round(float(kl(P, Q)), 10)
+        0.5108256238
+        >>> bool(kl(P, P + jnp.array([1e-9, -1e-9])) > 0)  # 2e-18: far below the rounding of the usual sum
+        True
+    """
+    return jnp.sum(kl_terms(P, Q, Q - P), axis=-1) + missing_mass(jnp.sum(Q, axis=-1))
+
+
+def kl_log(P: Law, log_Q: Law) -> Float[Array, "*batch"]:
+    r"""Kullback-Leibler divergence $\sum_y P\,(\log P - \log Q)$ to a law given by its log-probabilities.
+
+    Args:
+        P: a probability law, shape (..., Y).
+        log_Q: log-probabilities, shape (..., Y), `-inf` allowed; a row may sum to less than one (a language model
+            scored on a list of responses), and the mass elsewhere then counts as lost.
+
+    Returns:
+        Nats, shape (...).
+
+    Example:
+        >>> round(float(kl_log(jnp.array([1.0, 0.0]), jnp.log(jnp.array([0.25, 0.25])))), 10)  # half the mass is lost
+        1.3862943611
+    """
+    Q = jnp.exp(log_Q)
+    inside = P > 0
+    impossible = inside & jnp.isneginf(log_Q)
+    log_ratio = jnp.where(inside & ~impossible, log_Q, 0) - jnp.log(jnp.where(inside & ~impossible, P, 1))
+    near = log_ratio <= 1
+    close = P * expm1_minus_x(jnp.where(near, log_ratio, 0))
+    terms = jnp.where(near, close, Q - P - P * jnp.where(near, 0, log_ratio))
+    terms = jnp.where(inside, jnp.where(impossible, jnp.inf, terms), Q)
+    return jnp.sum(terms, axis=-1) + missing_mass(jnp.sum(Q, axis=-1))
+
+
+def kl_to_mixture(P: Law, Q: Law, w: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    r"""$\mathrm{KL}(P\,\|\,(1-w)P + wQ)$, exact relative to its size for every weight `w` in [0, 1].
+
+    Args:
+        P: a probability law, shape (..., Y).
+        Q: a probability law, shape (..., Y).
+        w: the weight of `Q` in the mixture, shape (...).
+
+    Returns:
+        Nats, shape (...).
+
+    Example:
+        >>> P, Q = jnp.array([0.5, 0.5]), jnp.array([0.9, 0.1])
+        >>> bool(abs(kl_to_mixture(P, Q, jnp.array(1e-8)) / (0.5 * 1e-16 * chi_squared(Q, P)) - 1) < 1e-7)
+        True
+    """
+    D = w[..., None] * (Q - P)
+    return jnp.sum(kl_terms(P, P + D, D), axis=-1)
+
+
+def binary_kl(a: Array, b: Array) -> Array:
+    r"""$\mathrm{kl}(a\,\|\,b) = a\log\frac ab + (1-a)\log\frac{1-a}{1-b}$, elementwise, in nats."""
+    return kl_terms(a, b, b - a) + kl_terms(1 - a, 1 - b, a - b)
+
+
+# --- the rest of the family -------------------------------------------------------------------------------------
+
+
+def jensen_shannon(P: Law, Q: Law, w: ArrayLike = 0.5) -> Float[Array, "*batch"]:
+    r"""Weighted Jensen-Shannon divergence $w\,\mathrm{KL}(P\|M) + (1-w)\,\mathrm{KL}(Q\|M)$, $M = wP+(1-w)Q$.
+
+    Args:
+        P: a probability law, shape (..., Y).
+        Q: a probability law, shape (..., Y).
+        w: the weight of `P`, shape (...); one half unless told.
+
+    Returns:
+        Nats, shape (...), at most the binary entropy of `w` (ln 2 at one half).
+
+    Example:
+        >>> float(jensen_shannon(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))) == float(jnp.log(2.0))
+        True
+    """
+    w = jnp.broadcast_to(jnp.asarray(w, P.dtype), jnp.broadcast_shapes(P.shape, Q.shape)[:-1])
+    total = w * kl_to_mixture(P, Q, 1 - w) + (1 - w) * kl_to_mixture(Q, P, w)
+    return jnp.minimum(total, binary_entropy(w))
+
+
+def total_variation(P: Law, Q: Law) -> Float[Array, "*batch"]:
+    r"""Total variation $\frac12\sum_y|P-Q|$, at most 1.
+
+    Example:
+        >>> float(total_variation(jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75])))
+        0.75
+    """
+    return jnp.minimum(0.5 * jnp.sum(jnp.abs(P - Q), axis=-1), 1)
+
+
+def bhattacharyya(P: Law, Q: Law) -> Float[Array, "*batch"]:
+    r"""Bhattacharyya coefficient $\sum_y\sqrt{PQ}$ in [0, 1].
+
+    Example:
+        >>> round(float(bhattacharyya(jnp.array([0.5, 0.5]), jnp.array([0.9, 0.1]))), 10)
+        0.894427191
+    """
+    return jnp.minimum(jnp.sum(root(P * Q), axis=-1), 1)
+
+
+def bhattacharyya_angle(P: Law, Q: Law) -> Float[Array, "*batch"]:
+    r"""The angle $\arccos\sum_y\sqrt{PQ}$ between the unit vectors $\sqrt P$ and $\sqrt Q$, in [0, π/2].
+
+    Computed from the chord $\|\sqrt P-\sqrt Q\|$, so that close laws keep their angle.
+
+    Example:
+        >>> round(float(bhattacharyya_angle(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))), 10)  # a right angle
+        1.5707963268
+    """
+    chord = root(jnp.sum((root(P) - root(Q)) ** 2, axis=-1))
+    return 2 * jnp.arcsin(jnp.minimum(chord / 2, 2**-0.5))
+
+
+def chi_squared(P: Law, Q: Law) -> Float[Array, "*batch"]:
+    r"""$\chi^2(P\|Q) = \sum_y (P-Q)^2/Q$, `inf` where `P` puts mass that `Q` does not.
+
+    Example:
+        >>> round(float(chi_squared(jnp.array([0.5, 0.5]), jnp.array([0.9, 0.1]))), 10)
+        1.7777777778
+    """
+    inside = Q > 0
+    terms = (P - Q) ** 2 / jnp.where(inside, Q, 1)
+    return jnp.sum(jnp.where(inside, terms, jnp.where(P > 0, jnp.inf, 0)), axis=-1)
+
+
+def binary_entropy(w: ArrayLike) -> Array:
+    r"""$h(w) = -w\log w - (1-w)\log(1-w)$, elementwise, with $h(0)=h(1)=0$.
+
+    Example:
+        >>> float(binary_entropy(0.5)) == float(jnp.log(2.0))
+        True
+    """
+    w = jnp.asarray(w)
+    inside = (w > 0) & (w < 1)
+    u = jnp.where(inside, w, 0.5)
+    return jnp.where(inside, -u * jnp.log(u) - (1 - u) * jnp.log1p(-u), 0)
+
+
+def root(x: Array) -> Array:
+    """Square root with derivative 0 at 0, where laws have their zeros."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
