@@ -1,0 +1,13 @@
+"""Claims as objects: state, verify, replay."""
+
+from tradeoff.theorems import instances as instances
+from tradeoff.theorems.claim import Assumption as Assumption
+from tradeoff.theorems.claim import Family as Family
+from tradeoff.theorems.claim import Theorem as Theorem
+from tradeoff.theorems.claim import Tight as Tight
+from tradeoff.theorems.claim import theorem as theorem
+from tradeoff.theorems.registry import all as all
+from tradeoff.theorems.registry import get as get
+from tradeoff.theorems.verification import Verdict as Verdict
+from tradeoff.theorems.verification import replay as replay
+from tradeoff.theorems.verification import verify as verify
