@@ -1,11 +1,16 @@
 """Immutable records of arrays that JAX can map over, and the check that tells a value from a tracer."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.core
+from jaxtyping import ArrayLike
 
 Record = TypeVar("Record", bound=type)
+Numbers = ArrayLike | Sequence[Any]
+"""What a user may write where an array is wanted: a number, an array, a list of either."""
 
 
 def static(**options: Any) -> Any:
@@ -22,7 +27,7 @@ def record(cls: Record) -> Record:
     """
     cls = dataclasses.dataclass(frozen=True, eq=False, init="__init__" not in vars(cls), repr=False)(cls)
     if "__repr__" not in vars(cls):
-        cls.__repr__ = _describe
+        type.__setattr__(cls, "__repr__", _describe)
     fields = dataclasses.fields(cls)
     arrays = tuple(f.name for f in fields if not f.metadata.get("static"))
     statics = tuple(f.name for f in fields if f.metadata.get("static"))
@@ -34,7 +39,7 @@ def record(cls: Record) -> Record:
         children, aux = flatten(self)
         return tuple((jax.tree_util.GetAttrKey(n), c) for n, c in zip(arrays, children, strict=True)), aux
 
-    def unflatten(aux: tuple[Any, ...], children: tuple[Any, ...]) -> Any:
+    def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> Any:
         self = object.__new__(cls)
         for name, value in zip(arrays + statics, (*children, *aux), strict=True):
             object.__setattr__(self, name, value)

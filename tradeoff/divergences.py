@@ -151,8 +151,8 @@ def kl_to_mixture(P: Law, Q: Law, w: Float[Array, "*batch"]) -> Float[Array, "*b
         >>> bool(abs(kl_to_mixture(P, Q, jnp.array(1e-8)) / (0.5 * 1e-16 * chi_squared(Q, P)) - 1) < 1e-7)
         True
     """
-    D = w[..., None] * (Q - P)
-    return jnp.sum(kl_terms(P, P + D, D), axis=-1)
+    w = w[..., None]
+    return jnp.sum(kl_terms(P, (1 - w) * P + w * Q, w * (Q - P)), axis=-1)
 
 
 def binary_kl(a: Array, b: Array) -> Array:
@@ -179,8 +179,12 @@ def jensen_shannon(P: Law, Q: Law, w: ArrayLike = 0.5) -> Float[Array, "*batch"]
         True
     """
     w = jnp.broadcast_to(jnp.asarray(w, P.dtype), jnp.broadcast_shapes(P.shape, Q.shape)[:-1])
-    total = w * kl_to_mixture(P, Q, 1 - w) + (1 - w) * kl_to_mixture(Q, P, w)
-    return jnp.minimum(total, binary_entropy(w))
+    # One mixture for both terms: rebuilt from 1 - w it would lose a tiny w.
+    share = w[..., None]
+    mixture = share * P + (1 - share) * Q
+    to_P = jnp.sum(kl_terms(P, mixture, (1 - share) * (Q - P)), axis=-1)
+    to_Q = jnp.sum(kl_terms(Q, mixture, share * (P - Q)), axis=-1)
+    return jnp.minimum(w * to_P + (1 - w) * to_Q, binary_entropy(w))
 
 
 def total_variation(P: Law, Q: Law) -> Float[Array, "*batch"]:
@@ -213,7 +217,7 @@ def bhattacharyya_angle(P: Law, Q: Law) -> Float[Array, "*batch"]:
         1.5707963268
     """
     chord = root(jnp.sum((root(P) - root(Q)) ** 2, axis=-1))
-    return 2 * jnp.arcsin(jnp.minimum(chord / 2, 2**-0.5))
+    return jnp.minimum(2 * jnp.arcsin(jnp.minimum(chord / 2, 2**-0.5)), jnp.pi / 2)
 
 
 def chi_squared(P: Law, Q: Law) -> Float[Array, "*batch"]:

@@ -8,11 +8,11 @@ for the best possible policy.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from tradeoff import divergences as dv
 from tradeoff import loss_constraint
-from tradeoff._records import record
+from tradeoff._records import Numbers, record
 from tradeoff.gaps import Gaps
 from tradeoff.worlds.world import World
 
@@ -33,7 +33,7 @@ class Frontier:
     capability_gap: Float[Array, " L"]
     world: World
 
-    def capability_at(self, safety_gap: ArrayLike) -> Float[Array, "*N"]:
+    def capability_at(self, safety_gap: Numbers) -> Float[Array, "*N"]:
         r"""$F(\tau)=\min\{G_f(P): G_s(P)\le\tau\}$, exact and not interpolated.
 
         Args:
@@ -56,7 +56,7 @@ class Frontier:
         tau = loss_constraint.check_scale("safety_gap", safety_gap)
         return _capability_at(self.world, tau)
 
-    def distance(self, points: Gaps | ArrayLike) -> Float[Array, "*N"]:
+    def distance(self, points: Gaps | Numbers) -> Float[Array, "*N"]:
         r"""How far each point lies above the frontier: the t for which $(G_s-t,G_f-t)$ is on it.
 
         $$ t=\inf_{\lambda\in[0,\infty]}\frac{G_f+\lambda G_s-V(\lambda)}{1+\lambda}. $$
@@ -84,7 +84,7 @@ class Frontier:
         safety, capability = _pairs(points)
         return _distance(self.world, safety, capability)
 
-    def hypervolume(self, reference: ArrayLike) -> Float[Array, ""]:
+    def hypervolume(self, reference: Numbers) -> Float[Array, ""]:
         """The area that the sampled points dominate below a reference point, as `hypervolume`.
 
         Args:
@@ -99,7 +99,7 @@ class Frontier:
         return hypervolume(jnp.stack([self.safety_gap, self.capability_gap], axis=-1), reference)
 
 
-def exact(world: World, lams: ArrayLike) -> Frontier:
+def exact(world: World, lams: Numbers) -> Frontier:
     r"""The exact Pareto frontier over all policies, sampled at penalties.
 
     Args:
@@ -125,7 +125,7 @@ def exact(world: World, lams: ArrayLike) -> Frontier:
     return Frontier(lams, at.safety, at.capability, world)
 
 
-def lower_limit(world: World, safety_gap: ArrayLike) -> Float[Array, "*N"]:
+def lower_limit(world: World, safety_gap: Numbers) -> Float[Array, "*N"]:
     r"""The fundamental limit: no policy of any kind with $G_s\le\tau$ has a capability gap below this.
 
     $G_f\ge-2\Omega\log\cos([E_q\alpha-\Psi(\tau/\Omega)]_+)$ with $q\propto\min(p_s,p_f)$, α the Bhattacharyya angle between
@@ -161,7 +161,7 @@ def hellinger_arc(gap: Array) -> Array:
 # --- sets of points ---------------------------------------------------------------------------------------------
 
 
-def nondominated(points: Gaps | ArrayLike) -> Bool[Array, " N"]:
+def nondominated(points: Gaps | Numbers) -> Bool[Array, " N"]:
     """Which points no other point dominates (both gaps at least as small, one of them smaller).
 
     Args:
@@ -183,7 +183,7 @@ def nondominated(points: Gaps | ArrayLike) -> Bool[Array, " N"]:
     return jnp.zeros(safety.shape, bool).at[order].set(keep)
 
 
-def hypervolume(points: Gaps | ArrayLike, reference: ArrayLike) -> Float[Array, ""]:
+def hypervolume(points: Gaps | Numbers, reference: Numbers) -> Float[Array, ""]:
     """The area dominated by a set of points and bounded by a reference point (the two-objective hypervolume).
 
     Args:
@@ -213,7 +213,7 @@ def hypervolume(points: Gaps | ArrayLike, reference: ArrayLike) -> Float[Array, 
 # --- kernels ----------------------------------------------------------------------------------------------------
 
 
-def _pairs(points: Gaps | ArrayLike) -> tuple[Array, Array]:
+def _pairs(points: Gaps | Numbers) -> tuple[Array, Array]:
     if isinstance(points, Gaps):
         points = np.stack([points.safety, points.capability], axis=-1)
     pairs = np.asarray(points, np.float64)
@@ -265,6 +265,6 @@ def _lower_limit(world: World, tau: Array) -> Array:
     remaining = jnp.maximum(angle - hellinger_arc(tau / safe), 0)
     # -2 log cos, by the sine of the smaller of the angle and its complement: exact at 0 and infinite at a right angle.
     small = remaining < jnp.pi / 4
-    near = -jnp.log1p(-jnp.sin(jnp.where(small, remaining, 0)) ** 2)
+    near = -jnp.log1p(-(jnp.sin(jnp.where(small, remaining, 0)) ** 2))
     far = -2 * jnp.log(jnp.sin(jnp.pi / 2 - jnp.where(small, 0, remaining)))
     return jnp.where(mass > 0, safe * jnp.where(small, near, far), 0)

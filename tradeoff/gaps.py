@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from tradeoff import divergences as dv
-from tradeoff._records import is_concrete, record
+from tradeoff._records import Numbers, is_concrete, record
 from tradeoff.worlds.world import DataLaw, World
 
-LogPolicy = Float[ArrayLike, "X Y"]
+LogPolicy = Numbers
+"""Log-probabilities, shape (X, Y)."""
 
 
 @record

@@ -15,20 +15,18 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from tradeoff import divergences as dv
-from tradeoff._records import is_concrete
+from tradeoff._records import Numbers, is_concrete
 from tradeoff.gaps import Gaps, weighted
 from tradeoff.worlds.world import World
 
 LOG_PENALTIES = (-700.0, 700.0)
 """The range of log λ that inverses search: beyond it a penalty is 0 or infinite in float64."""
 
-Penalty = Float[ArrayLike, "*L"]
-
 
 # --- the minimiser and its gaps ---------------------------------------------------------------------------------
 
 
-def optimal_policy(world: World, lam: ArrayLike) -> Float[Array, "X Y"]:
+def optimal_policy(world: World, lam: Numbers) -> Float[Array, "X Y"]:
     r"""The minimiser $\hat M_\lambda$ of $L_{D_f}+\lambda L_{\hat D_s}$ over all policies.
 
     Args:
@@ -56,7 +54,7 @@ def optimal_policy(world: World, lam: ArrayLike) -> Float[Array, "X Y"]:
     return _optimal_policy(world, lam)
 
 
-def gaps(world: World, lam: Penalty) -> Gaps:
+def gaps(world: World, lam: Numbers) -> Gaps:
     r"""Safety and capability gap of the minimiser, exactly: $G_s(\lambda)$ (the true one) and $G_f(\lambda)$.
 
     Args:
@@ -82,7 +80,7 @@ def gaps(world: World, lam: Penalty) -> Gaps:
     return Gaps(at["safety"], at["capability"])
 
 
-def value(world: World, lam: Penalty) -> Float[Array, "*L"]:
+def value(world: World, lam: Numbers) -> Float[Array, "*L"]:
     r"""The least penalised sum of gaps, $\hat V(\lambda)=\min_P[G_f(P)+\lambda\hat G_s(P)]$.
 
     With the exact proxy this is $V(\lambda)=\sum_x m_\lambda\mathrm{JSD}_{w_\lambda}(P_f,P_s)$, the support function of the
@@ -105,7 +103,7 @@ def value(world: World, lam: Penalty) -> Float[Array, "*L"]:
     return _sweep(world, check_penalty(lam))["value"]
 
 
-def proxy_gap(world: World, lam: Penalty) -> Float[Array, "*L"]:
+def proxy_gap(world: World, lam: Numbers) -> Float[Array, "*L"]:
     r"""The proxy gap $\hat G_s(\lambda)$ of the minimiser: what the penalty drives down, always monotonically.
 
     Example:
@@ -129,15 +127,14 @@ def mixture_weights(world: World, lam: ArrayLike) -> tuple[Float[Array, " X"], F
     p_f, p_s = world.capability.p, world.training_safety.p
     f, s = p_f > 0, p_s > 0
     log_odds = jnp.log(jnp.where(f, p_f, 1)) - jnp.log(jnp.where(s, p_s, 1)) - _log(jnp.asarray(lam, jnp.float64))
-    task = jnp.where(f, jnp.where(s, jax.nn.sigmoid(log_odds), 1), 0)
-    safety = jnp.where(f, jnp.where(s, jax.nn.sigmoid(-log_odds), 0), 1)
-    return task, safety
+    share, rest = _shares(log_odds)
+    return jnp.where(f, jnp.where(s, share, 1), 0), jnp.where(f, jnp.where(s, rest, 0), 1)
 
 
 # --- inverses, limits and over-penalising -----------------------------------------------------------------------
 
 
-def penalty_for(world: World, *, safety_gap: ArrayLike) -> Float[Array, "*N"]:
+def penalty_for(world: World, *, safety_gap: Numbers) -> Float[Array, "*N"]:
     r"""The penalty $\lambda(\tau)=-F'(\tau)$ at which the exact frontier has safety gap τ.
 
     This is the multiplier of the literal constraint $\min G_f$ subject to $G_s\le\tau$ on the true safety data (T7); the
@@ -177,10 +174,11 @@ def first_order_approach(world: World) -> Float[Array, ""]:
     Source: T6(c), T6(g) (framework).
     """
     safety, task, proxy = world.safety, world.capability, world.training_safety
+    # E[P_f/P̂_s] - 1 = Σ (P_s - P̂_s)(P_f - P̂_s)/P̂_s: nothing of order one is subtracted where the three laws are close.
     inside = proxy.P > 0
-    ratio = safety.P * task.P / jnp.where(inside, proxy.P, 1)
-    escaping = jnp.where(safety.P * task.P > 0, jnp.inf, 0)
-    excess = jnp.sum(jnp.where(inside, ratio, escaping), axis=-1) - 1
+    spread = (safety.P - proxy.P) * (task.P - proxy.P) / jnp.where(inside, proxy.P, 1)
+    ruled_out = jnp.where(safety.P * task.P > 0, jnp.inf, -(safety.P + task.P))
+    excess = jnp.sum(jnp.where(inside, spread, ruled_out), axis=-1)
     covered = proxy.p > 0
     scale = jnp.where(covered, safety.p * task.p / jnp.where(covered, proxy.p, 1), 0)
     return weighted(scale, excess)
@@ -234,15 +232,15 @@ def best_penalty(world: World) -> float:
         )
     if ends.min() <= best * (1 + 1e-13):
         return _better_end(ends)
-    return float(jnp.exp(_stationary(world, best_at)))
+    return float(jnp.exp(_stationary(world, jnp.float64(best_at))))
 
 
-def check_penalty(lam: ArrayLike) -> Array:
+def check_penalty(lam: Numbers) -> Array:
     """`lam` as float64, after the check that every penalty lies in [0, inf]."""
     return check_scale("penalty λ", lam)
 
 
-def check_scale(what: str, values: ArrayLike) -> Array:
+def check_scale(what: str, values: Numbers) -> Array:
     """`values` as float64, after the check that none is negative or NaN."""
     if is_concrete(values):
         array = np.asarray(values, np.float64)
@@ -257,8 +255,21 @@ def check_scale(what: str, values: ArrayLike) -> Array:
 # --- kernels ----------------------------------------------------------------------------------------------------
 
 
+@jax.custom_jvp
+def _shares(log_odds: Array) -> tuple[Array, Array]:
+    """`sigmoid` of the log-odds and of their negative, with a derivative that is exact however near one they are."""
+    return jax.nn.sigmoid(log_odds), jax.nn.sigmoid(-log_odds)
+
+
+@_shares.defjvp
+def _shares_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    share, rest = _shares(*primals)
+    slope = share * rest * tangents[0]
+    return (share, rest), (slope, -slope)
+
+
 def _log(x: Array) -> Array:
-    """log with -inf at 0 and a finite derivative there."""
+    """Log with -inf at 0 and a finite derivative there."""
     return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), -jnp.inf)
 
 
@@ -281,7 +292,7 @@ def _gaps_at(world: World, lam: Array) -> dict[str, Array]:
     if world.proxy is not None:
         proxy = weighted(seen.p, jnp.sum(dv.kl_terms(seen.P, mixture, task * (P_f - seen.P)), axis=-1))
     # At λ = inf the product λ·gap has the limit 0 whenever the capability gap is finite, and does not matter otherwise.
-    penalised = jnp.where(jnp.isinf(lam), 0, lam) * proxy
+    penalised = jnp.where((lam > 0) & jnp.isfinite(lam), lam * proxy, 0)
     return {"safety": true, "capability": capability, "proxy": proxy, "value": capability + penalised}
 
 
@@ -305,17 +316,19 @@ def _penalty_for(world: World, tau: Array) -> Array:
 
 
 def bisect(decreasing: Callable[[Array], Array]) -> Array:
-    """The root of a decreasing function of log λ, to the last bit, by bisection over `LOG_PENALTIES`."""
+    """The root of a decreasing function of log λ, to the last bit, by bisection over `LOG_PENALTIES`.
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    Where it jumps past zero (an infinite gap, where a mixture underflows) the root is the first number beyond the jump.
+    """
+
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
         right = decreasing(middle) > 0
         return jnp.where(right, middle, low), jnp.where(right, high, middle)
 
     low, high = (jnp.float64(s) for s in LOG_PENALTIES)
-    low, high = jax.lax.fori_loop(0, 64, halve, (low, high))
-    return (low + high) / 2
+    return jax.lax.fori_loop(0, 64, halve, (low, high))[1]
 
 
 def _terms(world: World, lam: Array) -> tuple[Array, Array, Array]:
@@ -361,7 +374,7 @@ def _stationary(world: World, log_lam: Array) -> Array:
     """The stationary point of the safety gap next to an interior minimum that is known to about 1e-7 in log λ."""
     slope = jax.grad(lambda s: _gaps_at(world, jnp.exp(s))["safety"])
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
         falling = slope(middle) < 0

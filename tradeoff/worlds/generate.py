@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
 from tradeoff._records import is_concrete
@@ -55,7 +56,7 @@ def random(
             "safety and one for the task, two responses to tell apart."
         )
     for name, value in (("overlap", overlap), ("similarity", similarity), ("conflict", conflict)):
-        if is_concrete(value) and not 0 <= float(value) <= 1:
+        if is_concrete(value) and not 0 <= float(np.asarray(value)) <= 1:
             raise ValueError(f"random was given {name}={value}; {name} is a mixing weight and must lie in [0, 1].")
     k_s, k_u, k_Ps, k_R, k_N = jax.random.split(key, 5)
     kept = contexts - contexts // 2
@@ -140,5 +141,7 @@ def one_conflict(overlap: float) -> World:
     )
 
 
-def _with_proxy(p_s: Sequence[Any], p_f: Sequence[Any], P_s: Sequence[Any], P_f: Sequence[Any], proxy: Sequence[Any]) -> World:
+def _with_proxy(
+    p_s: Sequence[Any], p_f: Sequence[Any], P_s: Sequence[Any], P_f: Sequence[Any], proxy: Sequence[Any]
+) -> World:
     return World(safety=DataLaw(p_s, P_s), capability=DataLaw(p_f, P_f), proxy=DataLaw(p_s, proxy))

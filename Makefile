@@ -1,0 +1,37 @@
+# `make reproduce` redraws and re-proves everything; `make test` checks everything. Both make .venv themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONHASHSEED := 0
+
+.PHONY: reproduce toy test lint gallery clean
+
+reproduce: .venv/made
+	$(BIN)/python -m experiments
+
+toy: .venv/made
+	$(BIN)/python -m experiments --toy
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/made
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+# The gallery of the README and the docs: the last reproduction, committed.
+gallery: reproduce
+	mkdir -p figures/gallery
+	cp reproduced/figures/*.png reproduced/figures/*.svg reproduced/data/*.nc figures/gallery/
+
+# torch comes first and exactly: an open range would bring the CUDA build and its gigabytes.
+.venv/made: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tradeoff needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lm,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv reproduced

@@ -1,0 +1,1 @@
+"""One module for each experiment: settings in, labelled data out."""

@@ -1,0 +1,50 @@
+"""The theorems: every registered claim verified on random instances."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+import tradeoff as to
+from experiments.common import key
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How many instances of each claim."""
+
+    seed: int = 0
+    instances: int = 10_000
+
+
+def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
+    """The verdict on every claim.
+
+    Raises:
+        RuntimeError: when a claim fails; the message names the instance.
+    """
+    claims = to.theorems.all()
+    found = [
+        to.theorems.verify(claim, key(settings.seed), settings.instances)
+        for claim in tqdm(claims, desc="theorems", unit="claim", disable=not progress)
+    ]
+    if failed := [str(verdict) for verdict in found if not verdict.holds]:
+        raise RuntimeError("\n".join(failed))
+    # A ratio says nothing about an equality, and a file holds no NaN: the flag says where to read it.
+    inequality = [any(relation != "==" for relation in claim.relations) for claim in claims]
+    tightest = np.array([verdict.tightest for verdict in found])
+    inequality = np.array(inequality) & np.isfinite(tightest)
+    return xr.Dataset(
+        {
+            "title": ("theorem", [claim.title for claim in claims]),
+            "proved": ("theorem", [claim.proved for claim in claims]),
+            "holds": ("theorem", [verdict.holds for verdict in found]),
+            "inequality": ("theorem", inequality),
+            "tightest": ("theorem", np.where(inequality, tightest, 1.0)),
+            "worst_slack": ("theorem", [verdict.worst_slack for verdict in found]),
+            "worst_index": ("theorem", [verdict.worst_index for verdict in found]),
+        },
+        coords={"theorem": [claim.name for claim in claims]},
+    )

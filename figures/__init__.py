@@ -1,0 +1,1 @@
+"""One module for each figure, named as its experiment: labelled data in, figure out."""

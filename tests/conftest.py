@@ -1,0 +1,23 @@
+"""Every test runs in strict mode: no silent dtype or rank promotion, and shapes of public functions checked at run time."""
+
+from jaxtyping import install_import_hook
+
+import tests.typechecking  # noqa: F401  (the hook looks it up by name)
+
+# Before the package is imported, so that annotations such as Float[Array, "X Y"] are enforced.
+_hook = install_import_hook("tradeoff", "tests.typechecking.check")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+import tradeoff as to  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace: dict) -> None:
+    doctest_namespace["to"] = to
+    doctest_namespace["jax"] = jax
+    doctest_namespace["jnp"] = jax.numpy

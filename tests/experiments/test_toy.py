@@ -1,0 +1,96 @@
+"""The toy experiments at their own settings: what their captions say is true of their data, and figures are reproducible."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import report
+from experiments.catalogue import CATALOGUE, entry
+from tradeoff import plotting, studies
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Every toy experiment with few flows, in one folder."""
+    folder = tmp_path_factory.mktemp("toy")
+    made = {}
+    for one in CATALOGUE:
+        if one.checkpoint:
+            continue
+        few = {"instances": 200} if one.name == "theorems" else {"flow_every": 60}
+        settings = dataclasses.replace(one.experiment.Settings(), **few)
+        data = one.experiment.run(settings, folder, progress=False)
+        data.attrs |= studies.provenance(settings)
+        studies.save(data, folder / "data" / f"{one.name}.nc")
+        with plotting.style():
+            plotting.save(one.figure.draw(data), folder / "figures" / one.name)
+        made[one.name] = data
+    return folder, made
+
+
+def test_e1_a_nearer_proxy_keeps_more_safety_at_every_penalty(results):
+    data = results[1]["e1_gap_against_penalty"]
+    assert np.all(data.safety_gap.sel(proxy="near") < data.safety_gap.sel(proxy="far"))
+    np.testing.assert_allclose(data.safety_gap[:, -1], data.limit, rtol=1e-3)
+
+
+def test_e2_more_overlap_is_worse_at_every_safety_gap(results):
+    data = results[1]["e2_context_overlap"]
+    grid = np.linspace(0.01, 0.8, 50)
+    curves = [np.interp(grid, one.safety_gap[::-1], one.capability_gap[::-1]) for _, one in data.groupby("overlap")]
+    assert np.all(np.diff(np.array(curves), axis=0) > 0)
+    assert np.all(data.lower_limit <= data.capability_gap)
+
+
+def test_e4_safety_is_monotone_with_the_exact_proxy_and_turns_with_the_bad_one(results):
+    data = results[1]["e4_over_penalising"]
+    assert np.all(np.diff(data.safety_gap.sel(proxy="exact")) <= 0)
+    turned = np.diff(data.safety_gap.sel(proxy="bad")) > 0
+    np.testing.assert_array_equal(turned, data.lam.values[:-1] >= 0.999 * float(data.best_penalty.sel(proxy="bad")))
+    assert np.all(np.diff(data.proxy_gap.sel(proxy="bad")) < 0)
+
+
+def test_every_claim_holds(results):
+    assert bool(results[1]["theorems"].holds.all())
+
+
+def test_a_figure_is_the_same_file_twice(results, tmp_path):
+    folder, made = results
+    for name, data in made.items():
+        with plotting.style():
+            again = plotting.save(entry(name).figure.draw(data), tmp_path / name)
+        for path in again:
+            assert path.read_bytes() == (folder / "figures" / path.name).read_bytes()
+
+
+def test_the_report_shows_every_figure_and_stands_alone(results):
+    folder, made = results
+    page = report.write_report([entry(name) for name in made], folder).read_text()
+    assert page.count("<svg") == len(made)
+    for name in made:
+        assert entry(name).figure.TITLE.replace("λ", "λ") in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+
+
+def test_a_run_is_kept_and_a_second_one_does_nothing(tmp_path):
+    command = [sys.executable, "-m", "experiments", "--toy", "e4_over_penalising", "--out", str(tmp_path)]
+    first = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    before = (tmp_path / "data" / "e4_over_penalising.nc").read_bytes()
+    second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "unchanged, kept" not in first
+    assert "unchanged, kept" in second
+    (tmp_path / "data" / "e4_over_penalising.nc").unlink()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "data" / "e4_over_penalising.nc").read_bytes() == before  # the same bytes from another process
+
+
+def test_an_unknown_experiment_is_named_with_the_known_ones():
+    with pytest.raises(SystemExit, match="no experiment is named 'e99'; there are theorems, e1"):
+        entry("e99")

@@ -1,0 +1,124 @@
+"""Divergences: exact where they are tiny, right at every edge, never negative."""
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.oracle import Oracle, kl, law, relative_error
+from tradeoff import divergences as dv
+from tradeoff.tolerances import EXACT, IDENTITY
+
+
+@st.composite
+def laws(draw, count=2, size=5):
+    """Laws with zeros, subnormal-sized and dominant entries."""
+    weights = hnp.arrays(
+        np.float64, (count, size), elements=st.sampled_from([0.0, 1e-300, 1e-30, 1e-9, 0.1, 0.5, 1.0, 3.0])
+    )
+    raw = draw(weights) + np.eye(count, size)
+    return jnp.asarray(raw / raw.sum(axis=1, keepdims=True))
+
+
+@given(laws())
+@settings(deadline=None, max_examples=200)
+def test_every_divergence_is_in_its_range(pair):
+    P, Q = pair
+    tv, js, bc = dv.total_variation(P, Q), dv.jensen_shannon(P, Q), dv.bhattacharyya(P, Q)
+    divergence = dv.kl(P, Q)
+    assert divergence >= 0
+    assert 0 <= tv <= 1
+    assert 0 <= js <= jnp.log(2.0)
+    assert 0 <= bc <= 1
+    assert 0 <= dv.bhattacharyya_angle(P, Q) <= jnp.pi / 2
+    assert divergence >= 2 * tv**2 - IDENTITY.absolute  # Pinsker
+    assert dv.chi_squared(P, Q) >= divergence - IDENTITY.absolute
+    if tv < 1:
+        assert divergence >= -jnp.log1p(-(tv**2)) - IDENTITY.absolute  # Bretagnolle and Huber
+
+
+@given(laws())
+@settings(deadline=None, max_examples=100)
+def test_the_two_forms_of_kl_agree_with_the_definition(pair):
+    P, Q = pair
+    exact = kl(law(P), law(Q))
+    with np.errstate(divide="ignore"):
+        log_Q = jnp.asarray(np.log(np.asarray(Q)))
+    for value in (dv.kl(P, Q), dv.kl_log(P, log_Q)):
+        if exact > IDENTITY.absolute:
+            assert relative_error(value, exact) < IDENTITY.relative
+
+
+@pytest.mark.parametrize("size", [1e-1, 1e-3, 1e-5, 1e-7])
+def test_small_divergences_keep_their_relative_precision(size):
+    P = np.array([0.1, 0.2, 0.3, 0.4])
+    Q = P + size * np.array([0.03, -0.05, 0.04, -0.02])
+    exact = kl(law(P), law(Q))  # down to 1e-17, where the usual sum is noise of either sign
+    # Q - P is formed from rounded entries: its relative error is eps/size, and that is all the error there is.
+    assert relative_error(dv.kl(jnp.asarray(P), jnp.asarray(Q)), exact) < 20 * np.finfo(float).eps / size
+
+
+@pytest.mark.parametrize("w", [1.0, 0.5, 1e-3, 1e-9, 1e-30, 1e-150])
+def test_divergence_to_a_mixture_is_exact_at_every_weight(w):
+    from mpmath import mpf
+
+    P, Q = np.array([0.7, 0.2, 0.1, 0.0]), np.array([0.1, 0.6, 0.2, 0.1])
+    p, q, exact_w = law(P), law(Q), mpf(w)
+    exact = kl(p, [(1 - exact_w) * a + exact_w * b for a, b in zip(p, q, strict=True)])
+    from mpmath import mp
+
+    if w < 1e-20:
+        mp.dps = 400
+        exact = kl(p, [(1 - exact_w) * a + exact_w * b for a, b in zip(p, q, strict=True)])
+        mp.dps = 50
+    assert relative_error(dv.kl_to_mixture(jnp.asarray(P), jnp.asarray(Q), jnp.asarray(w)), exact) < EXACT.relative
+
+
+def test_lost_mass_counts_and_rounding_does_not():
+    P = jnp.array([0.25, 0.75])
+    assert float(dv.kl(P, P * (1 + 1e-15))) < 1e-29
+    halved = dv.kl(P, P / 2)
+    assert abs(float(halved) - float(jnp.log(2.0))) < EXACT.relative
+
+
+def test_impossible_responses_are_infinite_and_their_gradient_is_not_nan():
+    P = jnp.array([0.5, 0.5, 0.0])
+    assert jnp.isinf(dv.kl(P, jnp.array([1.0, 0.0, 0.0])))
+    assert jnp.isinf(dv.kl_log(P, jnp.array([0.0, -jnp.inf, -jnp.inf])))
+    for function in (dv.kl, dv.jensen_shannon, dv.bhattacharyya, dv.bhattacharyya_angle, dv.total_variation):
+        gradient = jax.grad(function, argnums=(0, 1))(P, jnp.array([0.2, 0.3, 0.5]))
+        assert all(bool(jnp.all(jnp.isfinite(g))) for g in gradient)
+
+
+def test_the_gradient_of_cross_entropy_in_logits_is_softmax_minus_target():
+    P, z = jnp.array([0.6, 0.4, 0.0]), jnp.array([0.3, -1.0, 2.0])
+    gradient = jax.grad(lambda z: dv.kl_log(P, jax.nn.log_softmax(z)))(z)
+    np.testing.assert_allclose(gradient, jax.nn.softmax(z) - P, rtol=0, atol=IDENTITY.absolute)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_dtype_of_the_input_is_kept(dtype):
+    P, Q = jnp.array([0.5, 0.5], dtype), jnp.array([0.4, 0.6], dtype)
+    assert dv.kl(P, Q).dtype == dtype
+    assert dv.jensen_shannon(P, Q).dtype == dtype
+
+
+def test_the_usual_formula_would_fail_here():
+    """A negative control: the naive sum is negative or far off where ours is right."""
+    P = np.array([0.1, 0.2, 0.3, 0.4])
+    Q = P + 1e-9 * np.array([0.03, -0.05, 0.04, -0.02])
+    exact = kl(law(P), law(Q))
+    naive = np.sum(P * (np.log(P) - np.log(Q)))
+    assert relative_error(naive, exact) >= 1
+    assert relative_error(dv.kl(jnp.asarray(P), jnp.asarray(Q)), exact) < 1e-6
+
+
+def test_oracle_is_the_definition():
+    from tests.problems import WORLDS
+
+    safety, capability, value = Oracle(WORLDS["disjoint_responses"]).gaps(1)
+    assert abs(safety - law([1])[0] * 0.6931471805599453) < 1e-15
+    assert abs(value - safety - capability) == 0

@@ -1,0 +1,149 @@
+"""Case I: the closed forms against 50-digit arithmetic, the edges, the inverses, over-penalising."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tradeoff as to
+from tests.oracle import Oracle, relative_error
+from tests.problems import WORLDS
+from tradeoff import loss_constraint as c1
+from tradeoff.tolerances import EXACT, IDENTITY, PRINTED, ROOT
+
+PENALTIES = (1e-9, 1e-4, 0.1, 1.0, 10.0, 1e4, 1e9)
+FINITE = [name for name in WORLDS if name != "proxy_off_context"]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_gaps_and_value_match_high_precision(name):
+    world = WORLDS[name]
+    oracle = Oracle(world)
+    at, value = c1.gaps(world, PENALTIES), c1.value(world, PENALTIES)
+    for i, lam in enumerate(PENALTIES):
+        exact = oracle.gaps(lam)
+        for ours, theirs in zip((at.safety[i], at.capability[i], value[i]), exact, strict=True):
+            if theirs < 1e-40:  # an exact zero, up to what 50 digits can say of it
+                assert abs(float(ours)) < 1e-30
+            else:
+                assert relative_error(ours, theirs) < EXACT.relative, (lam, float(ours), float(theirs))
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_gaps_of_the_optimal_policy_are_the_closed_form(name):
+    world = WORLDS[name]
+    for lam in (0.0, 0.1, 1.0, 10.0, np.inf):
+        policy, at = c1.optimal_policy(world, lam), c1.gaps(world, lam)
+        for ours, theirs in (
+            (to.safety_gap(world, policy), at.safety),
+            (to.capability_gap(world, policy), at.capability),
+        ):
+            assert (ours == theirs) or abs(ours - theirs) <= IDENTITY.absolute + IDENTITY.relative * abs(theirs)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_penalty_gives_the_same_bits_alone_and_in_a_grid(name):
+    world = WORLDS[name]
+    grid = c1.gaps(world, PENALTIES)
+    for i, lam in enumerate(PENALTIES):
+        other = c1.gaps(world, [lam, 3.0, 5.0])
+        assert grid.safety[i] == other.safety[0]
+        assert grid.capability[i] == other.capability[0]
+
+
+def test_the_ends_are_the_limits_of_theorem_7():
+    world = WORLDS["golden"]
+    zero, infinite = (jnp.exp(c1.optimal_policy(world, lam)) for lam in (0.0, jnp.inf))
+    np.testing.assert_allclose(zero[:2], world.capability.P[:2], rtol=EXACT.relative, atol=0)
+    np.testing.assert_allclose(zero[2], world.safety.P[2], rtol=EXACT.relative, atol=0)  # the task is not there
+    np.testing.assert_allclose(infinite[:3], world.safety.P[:3], rtol=EXACT.relative, atol=0)
+    np.testing.assert_allclose(infinite[3], world.capability.P[3], rtol=EXACT.relative, atol=0)
+    ends = c1.gaps(world, [0.0, jnp.inf])
+    assert ends.capability[0] == 0
+    assert ends.safety[1] == 0
+
+
+def test_escaping_supports_are_infinite_exactly_where_the_theory_says():
+    world = WORLDS["disjoint_responses"]
+    ends = c1.gaps(world, [0.0, 1.0, jnp.inf])
+    np.testing.assert_array_equal(np.isinf(ends.safety), [True, False, False])
+    np.testing.assert_array_equal(np.isinf(ends.capability), [False, False, True])
+    np.testing.assert_array_equal(c1.value(world, [0.0, jnp.inf]), [0.0, np.inf])
+    assert jnp.isinf(c1.gaps(WORLDS["escaping"], jnp.inf).capability)
+
+
+def test_without_overlap_nothing_is_traded():
+    at = c1.gaps(WORLDS["disjoint_contexts"], PENALTIES)
+    assert not jnp.any(at.safety)
+    assert not jnp.any(at.capability)
+
+
+@pytest.mark.parametrize("name", ["golden", "random", "escaping", "one_hot", "tiny_gaps", "disjoint_responses"])
+def test_penalty_for_inverts_the_safety_gap(name):
+    world = WORLDS[name]
+    lams = jnp.array([1e-3, 0.3, 1.0, 7.0, 1e3])
+    back = c1.penalty_for(world, safety_gap=c1.gaps(world.with_exact_proxy(), lams).safety)
+    np.testing.assert_allclose(back, lams, rtol=ROOT.relative, atol=0)
+
+
+def test_the_ends_of_penalty_for():
+    world = WORLDS["golden"]
+    most = c1.gaps(world, 0.0).safety
+    np.testing.assert_array_equal(c1.penalty_for(world, safety_gap=[0.0, most, 2 * most]), [np.inf, 0.0, 0.0])
+    assert c1.penalty_for(WORLDS["disjoint_contexts"], safety_gap=0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "lam", "gap"),
+    [("over_penalised", 1.0, 0.0), ("late_minimum", 0.193884929590, 0.0396078163443), ("golden", np.inf, 0.0)],
+)
+def test_best_penalty_is_the_global_one(name, lam, gap):
+    best = c1.best_penalty(WORLDS[name])
+    assert best == lam or abs(best / lam - 1) < ROOT.relative
+    assert abs(float(c1.gaps(WORLDS[name], best).safety) - gap) < PRINTED.absolute
+
+
+def test_two_equal_minima_are_seen_as_equal():
+    world = WORLDS["two_minima"]
+    best = c1.best_penalty(world)
+    # The world is symmetric under λ -> .0396/λ, so the other minimum is known exactly.
+    values = c1.gaps(world, [best, 0.0396 / best]).safety
+    assert abs(values[0] - values[1]) < IDENTITY.absolute
+
+
+@pytest.mark.parametrize("name", FINITE)
+def test_no_penalty_of_a_fine_grid_beats_the_best(name):
+    world = WORLDS[name]
+    grid = jnp.concatenate([jnp.array([0.0, jnp.inf]), jnp.logspace(-12, 12, 2001)])
+    least = jnp.min(c1.gaps(world, grid).safety)
+    assert c1.gaps(world, c1.best_penalty(world)).safety <= least + IDENTITY.absolute
+
+
+def test_best_penalty_says_when_every_penalty_is_infinite():
+    law, other = to.DataLaw([1.0], [[0.5, 0.5]]), to.DataLaw([1.0], [[1.0, 0.0]])
+    with pytest.raises(ValueError, match="infinite at every penalty.*smooth the proxy"):
+        c1.best_penalty(to.World(law, other, other))
+
+
+@pytest.mark.parametrize("function", [c1.gaps, c1.value, c1.optimal_policy, c1.proxy_gap])
+def test_a_negative_or_undefined_penalty_is_refused_by_index(function):
+    world = WORLDS["golden"]
+    with pytest.raises(ValueError, match=r"penalty λ is -1\.0.*\[0, inf\]"):
+        function(world, -1.0)
+    with pytest.raises(ValueError, match=r"penalty λ is nan at index 1"):
+        function(world, [1.0, float("nan")])
+
+
+def test_one_policy_at_a_time():
+    with pytest.raises(ValueError, match=r"λ of shape \(2,\); give one λ, or jax\.vmap"):
+        c1.optimal_policy(WORLDS["golden"], [1.0, 2.0])
+    many = jax.vmap(lambda lam: c1.optimal_policy(WORLDS["golden"], lam))(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(many[1], c1.optimal_policy(WORLDS["golden"], 2.0), rtol=EXACT.relative, atol=0)
+
+
+def test_gaps_are_differentiable_in_the_world_and_the_penalty():
+    world = WORLDS["escaping"]
+    gradient = jax.grad(lambda w, lam: c1.gaps(w, lam).safety + c1.value(w, lam), argnums=(0, 1))(
+        world, jnp.float64(0.7)
+    )
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))

@@ -1,0 +1,167 @@
+"""The command line: `tradeoff verify`, `tradeoff frontier`."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check the theorems on random instances; exit with 1 when one fails.
+
+    Attributes:
+        names: theorems to check, such as T4a; all of them unless told.
+        instances: random instances of each.
+        seed: seed of the random instances.
+        list_only: only list the theorems.
+        json: print JSON for a machine to read.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    instances: int = 10_000
+    seed: int = 0
+    list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
+    json: bool = False
+
+    def run(self) -> int:
+        """Print one line for each theorem as its verdict comes in."""
+        import jax
+        from tqdm import tqdm
+
+        from tradeoff import theorems
+
+        try:
+            claims = [theorems.get(name) for name in self.names] or list(theorems.all())
+        except KeyError as error:
+            return _refuse(error.args[0])
+        if self.instances < 1:
+            return _refuse(f"--instances is {self.instances}; at least 1 is required.")
+        if self.list_only:
+            for claim in claims:
+                print(f"{claim.name:14s} {claim.title}")
+            return 0
+        rows, failed = [], 0
+        for claim in claims:
+            with tqdm(total=self.instances, desc=claim.name, leave=False, disable=not sys.stderr.isatty()) as bar:
+                verdict = theorems.verify(
+                    claim,
+                    jax.random.key(self.seed),
+                    self.instances,
+                    progress=_advance(bar),
+                )
+            failed += not verdict.holds
+            row = {
+                "name": claim.name,
+                "title": claim.title,
+                "proved": claim.proved,
+                "holds": verdict.holds,
+                "instances": verdict.instances,
+                "violations": verdict.violations,
+                "tightest": None if np.isnan(verdict.tightest) else verdict.tightest,
+                "worst_slack": verdict.worst_slack,
+                "worst_index": verdict.worst_index,
+            }
+            rows.append(row)
+            if not self.json:
+                print(verdict if not verdict.holds else _line(row), flush=True)
+        if self.json:
+            print(json.dumps(rows, indent=1))
+        else:
+            print(f"{len(rows) - failed} of {len(rows)} hold on {self.instances:,} instances each.")
+        return int(failed > 0)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Print the exact Pareto frontier of a world, its limit, and what its proxy does.
+
+    Attributes:
+        world: a JSON file with "safety" and "capability" (and optionally "proxy"), each with "p" and "P".
+        least: the least penalty.
+        greatest: the greatest penalty.
+        count: how many penalties, evenly in log λ.
+        json: print JSON for a machine to read.
+    """
+
+    world: tyro.conf.Positional[Path]
+    least: float = 1e-2
+    greatest: float = 1e2
+    count: int = 9
+    json: bool = False
+
+    def run(self) -> int:
+        """Print one row for each penalty."""
+        import tradeoff as to
+
+        if not (0 < self.least < self.greatest < np.inf and self.count >= 2):
+            return _refuse(
+                f"--least is {self.least}, --greatest {self.greatest}, --count {self.count}; "
+                "0 < least < greatest and at least two penalties are required."
+            )
+        try:
+            world = to.worlds.read(self.world)
+            best = to.loss_constraint.best_penalty(world)
+        except ValueError as error:
+            return _refuse(str(error))
+        lam = np.geomspace(self.least, self.greatest, self.count)
+        front = to.frontier.exact(world, lam)
+        trained = to.loss_constraint.gaps(world, lam)
+        limit = to.frontier.lower_limit(world, front.safety_gap)
+        columns = {
+            "penalty": lam,
+            "safety_gap": front.safety_gap,
+            "capability_gap": front.capability_gap,
+            "limit": limit,
+            "safety_gap_with_proxy": trained.safety,
+            "capability_gap_with_proxy": trained.capability,
+        }
+        table = {name: np.asarray(column).tolist() for name, column in columns.items()}
+        summary = world.summary() | {"best_penalty": best}
+        if self.json:
+            print(json.dumps({"world": summary, "frontier": table}, indent=1))
+            return 0
+        for name, value in summary.items():
+            print(f"{name.replace('_', ' '):>28s}  {value:.6g}")
+        shown = ("penalty", "safety_gap", "capability_gap", "limit") + ("safety_gap_with_proxy",) * (
+            world.proxy is not None
+        )
+        print("\n" + "  ".join(f"{name.replace('_', ' '):>22s}" for name in shown))
+        for row in zip(*(table[name] for name in shown), strict=True):
+            print("  ".join(f"{value:22.9g}" for value in row))
+        return 0
+
+
+def main() -> None:
+    """Run the command line."""
+    command = tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[
+            Annotated[Verify, tyro.conf.subcommand("verify")] | Annotated[Frontier, tyro.conf.subcommand("frontier")]
+        ],
+        prog="tradeoff",
+        description="How much safety must fine-tuning cost? Gaps are in nats.",
+    )
+    raise SystemExit(command.run())
+
+
+def _advance(bar: Any) -> Callable[[int], None]:
+    def advance(done: int) -> None:
+        bar.update(done - bar.n)
+
+    return advance
+
+
+def _line(row: dict) -> str:
+    tightest = "equal" if row["tightest"] is None else f"{row['tightest']:.6f}"
+    kind = "" if row["proved"] else "  (conjecture)"
+    return f"{row['name']:14s} holds  tightest {tightest:>9s}  {row['title']}{kind}"
+
+
+def _refuse(message: str) -> int:
+    print(f"tradeoff: {message}", file=sys.stderr)
+    return 2

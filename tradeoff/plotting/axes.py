@@ -1,0 +1,86 @@
+"""The plots of the framework, one function each, for any world."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+import tradeoff
+from tradeoff._records import Numbers
+from tradeoff.gaps import Gaps
+from tradeoff.theorems import Verdict
+from tradeoff.worlds.world import World
+
+SAFETY, CAPABILITY = "safety gap $G_s$ (nats)", "capability gap $G_f$ (nats)"
+
+
+def gap_against_penalty(ax: Axes, lam: Numbers, gap: Numbers, **look: Any) -> None:
+    """Draw a gap against the penalty, with a logarithmic penalty axis.
+
+    Args:
+        ax: the axes.
+        lam: penalties, shape (L,).
+        gap: nats, shape (L,).
+        **look: passed to `Axes.plot`.
+    """
+    ax.plot(np.asarray(lam), np.asarray(gap), **look)
+    ax.set(xscale="log", xlabel=r"penalty $\lambda$")
+
+
+def frontier(ax: Axes, safety: Numbers, capability: Numbers, **look: Any) -> None:
+    """Draw a frontier in the plane of the two gaps.
+
+    Args:
+        ax: the axes.
+        safety: safety gaps, nats, shape (L,).
+        capability: capability gaps, nats, shape (L,).
+        **look: passed to `Axes.plot`.
+    """
+    ax.plot(np.asarray(safety), np.asarray(capability), **look)
+    ax.set(xlabel=SAFETY, ylabel=CAPABILITY)
+
+
+def flow(ax: Axes, gaps: Gaps, **look: Any) -> None:
+    """Draw a training run in the plane of the two gaps, with a mark at its end."""
+    safety, capability = np.asarray(gaps.safety), np.asarray(gaps.capability)
+    (line,) = ax.plot(safety, capability, **{"linewidth": 1.0, **look})
+    ax.plot(
+        safety[-1:], capability[-1:], "o", color=line.get_color(), markeredgecolor="white", zorder=line.get_zorder() + 1
+    )
+
+
+def limit(ax: Axes, world: World, safety: Numbers, **look: Any) -> None:
+    """Shade what no policy of any kind can reach, by the closed-form limit T8(c).
+
+    Args:
+        ax: the axes.
+        world: the world.
+        safety: safety gaps at which to evaluate the limit, nats, shape (N,), increasing.
+        **look: passed to `Axes.fill_between`.
+    """
+    below = np.asarray(tradeoff.frontier.lower_limit(world, safety))
+    ax.fill_between(
+        np.asarray(safety), 0, below, **{"color": "0.8", "linewidth": 0, "label": "impossible (T8)", **look}
+    )
+
+
+def verdicts(ax: Axes, found: Sequence[Verdict] | Sequence[tuple[str, str, float, bool]]) -> None:
+    """Draw one bar for each theorem: the tightest ratio found between its two sides.
+
+    Args:
+        ax: the axes.
+        found: verdicts, or (name, title, tightest ratio, holds) rows; a ratio of NaN marks an equality.
+    """
+    rows = [(v.theorem.name, v.theorem.title, v.tightest, v.holds) if isinstance(v, Verdict) else v for v in found]
+    for row, (name, title, ratio, holds) in enumerate(rows):
+        equality = bool(np.isnan(ratio))
+        shown = 1.0 if equality else max(ratio, 0.0)
+        colour = tradeoff.plotting.COLOURS[2 if equality else 0] if holds else tradeoff.plotting.COLOURS[1]
+        ax.barh(row, shown, color=colour, height=0.7, hatch="///" if equality else None, edgecolor="white", linewidth=0)
+        word = ("equal" if equality else f"{ratio:.3f}") if holds else "violated"
+        ax.text(1.015, row, word, va="center", fontsize=7)
+        ax.text(-0.012, row, f"{title}  {name}", va="center", ha="right", fontsize=7)
+    ax.set(yticks=[], xlim=(0, 1.0), ylim=(len(rows) - 0.4, -0.6), xlabel="tightest ratio of the two sides")
+    ax.grid(axis="y", visible=False)
+    ax.spines["left"].set_visible(False)
