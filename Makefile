@@ -1,7 +1,8 @@
 # `make reproduce` redraws and re-proves everything; `make test` checks everything. Both make .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
-export PYTHONHASHSEED := 0
+# Two busy processes on two cores: threads of torch that spin while they wait would slow both several times.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: reproduce toy test lint gallery clean
 

@@ -5,6 +5,7 @@ where it stopped. Toy experiments run two at a time, each in its own process; th
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(chosen[0], options.out)
         return
     began = time.perf_counter()
+    for leftover in (options.out / "data").glob(".*.nc"):  # what a run that was killed had begun to write
+        leftover.unlink()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda one: _run_apart(one, options.out), [e for e in chosen if not e.checkpoint]))
     print(f"toy experiments: {time.perf_counter() - began:.0f} s", flush=True)
@@ -68,7 +71,9 @@ def run(one: Entry, out: Path) -> None:
 
 def _run_apart(one: Entry, out: Path) -> None:
     command = [sys.executable, "-m", "experiments", "--one", one.name, "--out", str(out)]
-    if subprocess.run(command, check=False).returncode:
+    # Threads of torch that spin while they wait slow everything else on the machine several times over.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    if subprocess.run(command, check=False, env=environment).returncode:
         raise SystemExit(
             f"{one.name} did not finish; what it had made is kept in {out}, and the same command goes on from there."
         )

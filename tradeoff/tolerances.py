@@ -35,6 +35,19 @@ LIMIT = Tolerance(1e-4, 0.0)
 FLOW = Tolerance(0.0, 1e-6)
 """A gradient flow run to equilibrium against the closed form, in nats: the solver's tolerance, not rounding."""
 
+SCORE = Tolerance(0.0, 1e-5)
+"""A sum of some ten log-probabilities that a model computed in float32, nats; also how far below the frontier its
+rounding may put a point."""
+
+SCORE_DEEP = Tolerance(0.0, 2e-4)
+"""The same through thirty layers, for sums of tens of nats."""
+
+BATCH = Tolerance(0.0, 1e-6)
+"""One sequence scored in batches of different sizes, nats."""
+
+MODEL_GRADIENT = Tolerance(1e-5, 0.0)
+"""Two ways to a model's gradient, relative to its largest entry; transformers' norms pass through float32 on the way."""
+
 PRINTED = Tolerance(1e-9, 1e-9)
 """Numbers copied from print with nine or more digits."""
 

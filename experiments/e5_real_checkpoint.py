@@ -1,0 +1,119 @@
+"""E5: a real checkpoint meets its exact frontier: SmolLM2, fine-tuned in a text world at several penalties (T7, T8)."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+import tradeoff as to
+from experiments.common import penalties
+from tradeoff import bridge, loss_constraint, studies
+from tradeoff.tolerances import SCORE
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One text world, one checkpoint, several penalties."""
+
+    checkpoint: str = bridge.SMOLLM2
+    penalties: tuple[float, ...] = (0.3, 1.0, 3.0)
+    safety_prompts: int = 8
+    task_prompts: int = 4
+    overlap: float = 0.5
+    steps: int = 60
+    learning_rate: float = 5e-3
+    rank: int = 32
+    upper_layers: int = 8
+    seed: int = 0
+    least: float = 1e-3
+    greatest: float = 1e3
+    count: int = 121
+
+
+def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
+    """Fine-tune at every penalty, each a cell of its own in `folder` that resumes, and lay the path over the frontier.
+
+    Raises:
+        RuntimeError: when a measured point lies below the frontier or the fundamental limit, where no policy can be.
+    """
+    world = to.worlds.requests(settings.safety_prompts, settings.task_prompts, overlap=settings.overlap)
+    checkpoint = bridge.load(settings.checkpoint)
+    runs = []
+    for penalty in settings.penalties:
+        recipe = bridge.Recipe(
+            penalty=penalty,
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            rank=settings.rank,
+            upper_layers=settings.upper_layers,
+            seed=settings.seed,
+        )
+        runs.append(bridge.finetune(checkpoint, world, recipe, _cell(folder, checkpoint, world, recipe), progress))
+    lam = np.array(settings.penalties)
+    safety = np.stack([each.safety_gap for each in runs])
+    capability = np.stack([each.capability_gap for each in runs])
+    front = to.frontier.exact(world, penalties(settings.least, settings.greatest, settings.count))
+    distance = np.asarray(front.distance(np.stack([safety, capability], axis=-1)))
+    limit = np.asarray(to.frontier.lower_limit(world, safety))
+    _certify(distance, capability - limit, settings)
+    optimum, value = loss_constraint.gaps(world, lam), np.asarray(loss_constraint.value(world, lam))
+    surplus = capability + lam[:, None] * safety - value[:, None]
+    path, nats = ("penalty", "step"), {"units": "nats"}
+    return xr.Dataset(
+        {
+            "safety_gap": (path, safety, nats),
+            "capability_gap": (path, capability, nats),
+            "distance": (path, distance, nats | {"long_name": "distance to the exact frontier, along the diagonal"}),
+            "surplus": (
+                path,
+                surplus,
+                nats | {"long_name": "G_f + λ G_s - V(λ): above the best that any model can do"},
+            ),
+            "limit": (path, limit, nats | {"long_name": "T8(c): the least capability gap at this safety gap"}),
+            "optimum_safety_gap": ("penalty", np.asarray(optimum.safety), nats),
+            "optimum_capability_gap": ("penalty", np.asarray(optimum.capability), nats),
+            "value": ("penalty", value, nats),
+            "frontier_safety_gap": ("frontier_lam", np.asarray(front.safety_gap), nats),
+            "frontier_capability_gap": ("frontier_lam", np.asarray(front.capability_gap), nats),
+            "frontier_limit": ("frontier_lam", np.asarray(to.frontier.lower_limit(world, front.safety_gap)), nats),
+        },
+        coords={"penalty": lam, "step": np.arange(settings.steps + 1), "frontier_lam": np.asarray(front.lam)},
+        attrs={
+            "checkpoint": checkpoint.name,
+            "checkpoint_sha256": checkpoint.digest,
+            "checkpoint_files": json.dumps(dict(checkpoint.digests), sort_keys=True),
+            "model_device": checkpoint.device.type,
+            "model_dtype": str(checkpoint.dtype).removeprefix("torch."),
+            "contract": json.dumps(dataclasses.asdict(bridge.contract(checkpoint, world)), sort_keys=True),
+            "prompts": json.dumps(world.contexts),
+            "responses": json.dumps(world.responses),
+        },
+    )
+
+
+def _cell(folder: Path, checkpoint: bridge.Checkpoint, world: to.World, recipe: bridge.Recipe) -> Path:
+    """A folder for one run as made here: other settings, sources, libraries or devices start a run of their own."""
+    sources = studies.digest(*sorted(Path(bridge.__file__).parent.glob("*.py")))
+    libraries = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft")]
+    made_by = json.dumps(
+        [bridge.identity(checkpoint, world, recipe), sources, libraries, checkpoint.device.type], sort_keys=True
+    )
+    return folder / f"penalty-{recipe.penalty:g}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
+
+
+def _certify(distance: NDArray[np.float64], above_limit: NDArray[np.float64], settings: Settings) -> None:
+    """Raise when a point is where no policy of any kind can be."""
+    for what, margin in (("the exact frontier (T7)", distance), ("the fundamental limit (T8)", above_limit)):
+        row, step = np.unravel_index(int(np.argmin(margin)), margin.shape)
+        if not margin[row, step] >= -SCORE.absolute:
+            raise RuntimeError(
+                f"at λ = {settings.penalties[row]:g}, step {step}, the measured point lies {-margin[row, step]:.3g} "
+                f"nats below {what}. No model can be there: this is a bug in the scores or in the frontier. Please "
+                "report it with these settings."
+            )

@@ -1,0 +1,416 @@
+"""The gradient is the objective's, a killed run ends where an unbroken one does, the frontier is never crossed."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import tradeoff as to
+from tests.bridge.tiny_models import make_tokenizer, save_tiny
+from tradeoff.bridge import finetuning as module
+from tradeoff.bridge import policy
+from tradeoff.bridge.checkpoints import Checkpoint, load
+from tradeoff.bridge.finetuning import STATE_FILE, FineTuned, Objective, Recipe, adapted, finetune, identity
+from tradeoff.tolerances import BOUND, IDENTITY, MODEL_GRADIENT, SCORE
+from tradeoff.worlds import World
+from tradeoff.worlds.text import requests
+
+SAME_GRADIENT = MODEL_GRADIENT.relative
+SAME_POLICY = {torch.float64: IDENTITY.relative, torch.float32: SCORE.absolute}
+NEVER_BELOW = BOUND.relative
+CLOSE = 0.1  # nats above the best possible, for a tiny model trained in seconds; it starts more than fifty above
+TINY = Recipe(penalty=1.0, steps=6, upper_layers=2, rank=4, save_every=2, learning_rate=1e-2)
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> Checkpoint:
+    return load(tiny_folder, device="cpu", dtype=torch.float64)
+
+
+def same_run(a: FineTuned, b: FineTuned) -> bool:
+    """Equal to the last bit: weights and history."""
+    weights = a.adapter.keys() == b.adapter.keys() and all(torch.equal(a.adapter[k], b.adapter[k]) for k in a.adapter)
+    return weights and bool((a.log_policies == b.log_policies).all())
+
+
+# --- the objective and its gradient ------------------------------------------------------------------------------
+
+
+def plain_objective(checkpoint: Checkpoint, world: World, penalty: float) -> torch.Tensor:
+    """J written out: every sequence by itself through the whole model, its own logits, autograd."""
+    encoding = policy.encode(checkpoint, world)
+    total = torch.zeros((), dtype=torch.float64)
+    for x, prompt in enumerate(encoding.prompts):
+        for y, response in enumerate(encoding.responses):
+            logits = checkpoint.model(torch.tensor([prompt + response[:-1]])).logits[0, len(prompt) - 1 :].double()
+            score = torch.log_softmax(logits, -1).gather(-1, torch.tensor(response)[:, None]).sum()
+            seen = world.training_safety
+            cost = world.capability.p[x] * world.capability.P[x, y] + penalty * seen.p[x] * seen.P[x, y]
+            total = total - float(cost) * score
+    return total
+
+
+@pytest.mark.parametrize("architecture", policy.PACKED_ARCHITECTURES)
+@pytest.mark.parametrize("upper_layers", [1, 2, None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_gradient_is_that_of_the_objective_recomputed_in_full(
+    architecture: str, upper_layers: int | None, dtype: torch.dtype, tmp_path: Path, world: World
+) -> None:
+    checkpoint = load(save_tiny(tmp_path, architecture), device="cpu", dtype=dtype)
+    recipe = dataclasses.replace(TINY, upper_layers=upper_layers)
+    with module._with_adapters(checkpoint, recipe) as parameters:
+        torch.manual_seed(1)
+        for p in parameters.values():  # at the start half of the adapters are 0, and so is the gradient of the others
+            p.data.normal_(std=0.1)
+        objective = Objective(checkpoint, policy.encode(checkpoint, world), upper_layers, batch_size=3)
+        found = objective.pull(module._cell_weights(world, recipe.penalty))
+        expected = torch.autograd.grad(plain_objective(checkpoint, world, recipe.penalty), list(parameters.values()))
+        scale = max(float(g.abs().max()) for g in expected)
+        for p, gradient in zip(parameters.values(), expected, strict=True):
+            assert p.grad is not None
+            assert float((p.grad - gradient).abs().max()) < SAME_GRADIENT * scale
+        assert np.abs(found - policy.reference_log_policy(checkpoint, world)).max() < SAME_POLICY[dtype]
+
+
+def test_adapters_sit_on_every_linear_map_of_the_upper_layers_only(tiny: Checkpoint) -> None:
+    with module._with_adapters(tiny, TINY) as parameters:
+        layers = {name.split(".layers.")[1].split(".")[0] for name in parameters}
+        maps = {name.split(".lora_")[0].split(".")[-1] for name in parameters}
+    assert layers == {"1", "2"}
+    assert maps == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_the_weights_of_the_objective_are_those_of_the_theory(world: World) -> None:
+    """J = Σ m M (-log π): its minimiser is T1's mixture, with the proxy in place of the safety data."""
+    weights = module._cell_weights(world, 2.0)
+    mixture = weights / weights.sum(axis=1, keepdims=True)
+    assert np.allclose(np.log(mixture), to.loss_constraint.optimal_policy(world, 2.0), rtol=0, atol=1e-12)
+
+
+def test_the_lower_layers_are_computed_once(tiny: Checkpoint, world: World) -> None:
+    calls = [0, 0, 0]
+    handles = [
+        layer.register_forward_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+        for i, layer in enumerate(tiny.model.base_model.layers)
+    ]
+    finetune(tiny, world, TINY, progress=False)
+    for handle in handles:
+        handle.remove()
+    assert calls == [1, TINY.steps + 1, TINY.steps + 1]
+
+
+@pytest.fixture
+def able(world: World) -> Checkpoint:
+    """A random Llama wide enough for adapters to steer."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(world)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+    )
+    model = transformers.LlamaForCausalLM(config).double().eval().requires_grad_(False)
+    return Checkpoint("able", model, tokenizer, {})
+
+
+ABLE = Recipe(penalty=1.0, steps=120, upper_layers=None, rank=32, learning_rate=2e-2)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 3.0])
+def test_a_model_descends_to_its_exact_optimum_and_never_below(penalty: float, able: Checkpoint) -> None:
+    world = requests(safety_prompts=2, task_prompts=2)
+    run = finetune(able, world, dataclasses.replace(ABLE, penalty=penalty), progress=False)
+    total = np.asarray(run.capability_gap + penalty * run.safety_gap)
+    assert total.min() > float(to.loss_constraint.value(world, penalty)) - NEVER_BELOW
+    points = np.stack([run.safety_gap, run.capability_gap], axis=-1)
+    distance = to.frontier.exact(world, [1.0]).distance(points)
+    assert distance[-1] < CLOSE < distance[0]
+    assert float(distance.min()) > -NEVER_BELOW
+    assert (run.capability_gap >= to.frontier.lower_limit(world, run.safety_gap) - NEVER_BELOW).all()
+
+
+def test_the_penalty_acts_on_the_proxy_and_the_safety_gap_is_the_true_one(able: Checkpoint) -> None:
+    """With a far proxy and a large penalty the proxy gap goes to 0 and the true one to about Φ, as T6(c) says."""
+    world = requests(safety_prompts=2, task_prompts=2, similarity=0.0)
+    run = finetune(able, world, dataclasses.replace(ABLE, penalty=10.0), progress=False)
+    exact = to.loss_constraint.gaps(world, 10.0)
+    assert run.proxy_gap[-1] < CLOSE < float(exact.safety) / 2
+    assert abs(float(run.safety_gap[-1] - exact.safety)) < CLOSE
+
+
+def test_the_gaps_are_those_of_the_measured_policies(tiny: Checkpoint, world: World) -> None:
+    run = finetune(tiny, world, TINY, progress=False)
+    assert run.log_policies.shape == (TINY.steps + 1, *world.safety.P.shape)
+    for step in (0, 3, TINY.steps):
+        assert run.safety_gap[step] == to.safety_gap(world, run.log_policies[step])
+        assert run.capability_gap[step] == to.capability_gap(world, run.log_policies[step])
+        assert run.proxy_gap[step] == to.proxy_gap(world, run.log_policies[step])
+
+
+def test_the_first_policy_is_the_checkpoints_and_the_last_the_adapted_ones(tiny: Checkpoint, world: World) -> None:
+    before = policy.log_policy(tiny, world)
+    run = finetune(tiny, world, TINY, progress=False)
+    assert np.abs(run.log_policies[0] - before).max() < SAME_POLICY[torch.float64]
+    with adapted(tiny, run) as tuned:
+        assert np.abs(policy.log_policy(tuned, world) - run.log_policies[-1]).max() < SAME_POLICY[torch.float64]
+        assert "fine-tuned at λ = 1" in tuned.name
+        assert tuned.digest != tiny.digest
+
+
+def test_the_checkpoint_is_left_as_it_was(tiny: Checkpoint, world: World) -> None:
+    before = {name: value.clone() for name, value in tiny.model.state_dict().items()}
+    finetune(tiny, world, TINY, progress=False)
+    after = tiny.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(p.requires_grad for p in tiny.model.parameters())
+
+
+def test_a_run_is_a_function_of_its_recipe(tiny: Checkpoint, world: World) -> None:
+    run = finetune(tiny, world, TINY, progress=False)
+    torch.manual_seed(99)  # the seed is the recipe's, not the process's
+    assert same_run(run, finetune(tiny, world, TINY, progress=False))
+    assert not same_run(run, finetune(tiny, world, dataclasses.replace(TINY, seed=1), progress=False))
+
+
+def test_the_global_random_stream_is_left_alone(tiny: Checkpoint, world: World) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    finetune(tiny, world, TINY, progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_batch_size_changes_nothing(batch_size: int, tiny: Checkpoint, world: World) -> None:
+    whole = finetune(tiny, world, TINY, progress=False)
+    parts = finetune(tiny, world, dataclasses.replace(TINY, batch_size=batch_size), progress=False)
+    assert np.abs(whole.log_policies - parts.log_policies).max() < SAME_POLICY[torch.float64]
+
+
+# --- killed and resumed ------------------------------------------------------------------------------------------
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run be interrupted in the middle of a step, once."""
+    sound, calls = Objective.pull, [0]
+
+    def pull(self: Objective, weights: np.ndarray) -> np.ndarray:
+        calls[0] += 1
+        if calls[0] == step + 1:
+            raise KeyboardInterrupt
+        return sound(self, weights)
+
+    monkeypatch.setattr(Objective, "pull", pull)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 5])
+def test_interrupted_at_any_step_a_run_ends_where_an_unbroken_one_does(
+    step: int, dtype: torch.dtype, tiny_folder: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = load(tiny_folder, device="cpu", dtype=dtype)
+    unbroken = finetune(checkpoint, world, TINY, tmp_path / "unbroken", progress=False)
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(checkpoint, world, TINY, tmp_path / "broken", progress=False)
+    saved = step // TINY.save_every * TINY.save_every
+    assert (tmp_path / "broken" / STATE_FILE).exists() == (saved > 0)
+    resumed = finetune(checkpoint, world, TINY, tmp_path / "broken", progress=False)
+    assert same_run(unbroken, resumed)
+    assert load_file(tmp_path / "broken" / STATE_FILE).keys() == load_file(tmp_path / "unbroken" / STATE_FILE).keys()
+
+
+def test_no_finished_step_is_repeated(
+    tiny: Checkpoint, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tiny, world, TINY, tmp_path, progress=False)
+    sound, calls = Objective.pull, [0]
+
+    def counted(self: Objective, weights: np.ndarray) -> np.ndarray:
+        calls[0] += 1
+        return sound(self, weights)
+
+    monkeypatch.setattr(Objective, "pull", counted)
+    finetune(tiny, world, TINY, tmp_path, progress=False)
+    assert calls[0] == TINY.steps - 4
+    finetune(tiny, world, TINY, tmp_path, progress=False)
+    assert calls[0] == TINY.steps - 4, "a finished run was trained again"
+
+
+CHILD = """
+import sys, torch
+sys.path.insert(0, sys.argv[3])
+torch.set_num_threads(1)
+from tests.bridge.tiny_models import text_world
+from tradeoff.bridge import Recipe, finetune, load
+recipe = Recipe(penalty=1.0, steps=4000, upper_layers=2, rank=4, save_every=1, learning_rate=1e-2)
+finetune(load(sys.argv[1], device="cpu"), text_world(), recipe, sys.argv[2], progress=False)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a POSIX system to kill a process outright")
+def test_killed_outright_a_run_leaves_a_whole_state(tiny_folder: Path, world: World, tmp_path: Path) -> None:
+    """SIGKILL gives no chance to tidy up: whatever the moment, the state on disk is the last whole one."""
+    folder = tmp_path / "run"
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tiny_folder), str(folder), str(Path(__file__).parents[2])]
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / STATE_FILE).exists() and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    recipe = Recipe(penalty=1.0, steps=4000, upper_layers=2, rank=4, save_every=1, learning_rate=1e-2)
+    checkpoint = load(tiny_folder, device="cpu")
+    state = module._Store(folder, identity(checkpoint, world, recipe)).load()
+    assert state is not None
+    assert 0 < state.step < recipe.steps
+    assert state.log_policies.shape[0] == state.step
+    assert [p.name for p in folder.iterdir()] == [STATE_FILE], "what the killed writer left behind is still there"
+
+
+def test_a_write_that_fails_leaves_the_old_state(
+    tiny: Checkpoint, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = [0]
+    sound = os.fsync
+
+    def fsync(handle: int) -> None:
+        written[0] += 1
+        if written[0] == 2:
+            raise OSError(28, "No space left on device")
+        sound(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"No space left"):
+        finetune(tiny, world, TINY, tmp_path, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == [STATE_FILE]
+    state = module._Store(tmp_path, identity(tiny, world, TINY)).load()
+    assert state is not None
+    assert state.step == TINY.save_every
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"penalty": -1.0}, "penalty=-1.0; the penalty λ must be finite and not negative"),
+        ({"penalty": float("nan")}, "penalty=nan"),
+        ({"penalty": float("inf")}, "penalty=inf"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0; it must be finite and positive"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"steps": 0}, "steps=0; it must be at least 1"),
+        ({"rank": 0}, "rank=0"),
+        ({"save_every": 0}, "save_every=0"),
+        ({"upper_layers": 0}, "upper_layers=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_an_error(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{"penalty": 1.0, **settings})
+
+
+def test_more_upper_layers_than_there_are_is_an_error(tiny: Checkpoint, world: World) -> None:
+    with pytest.raises(ValueError, match=r"upper_layers=4 for a model of 3 layers; give at most 3, or None"):
+        finetune(tiny, world, dataclasses.replace(TINY, upper_layers=4), progress=False)
+
+
+def test_an_architecture_without_packed_rows_is_an_error(tmp_path: Path, world: World) -> None:
+    with pytest.raises(ValueError, match=r"trains on packed rows, and architecture 'gpt2' is not among.*llama"):
+        finetune(load(save_tiny(tmp_path, "gpt2"), device="cpu"), world, TINY, progress=False)
+
+
+def test_a_world_without_texts_is_an_error_and_leaves_the_model_alone(tiny: Checkpoint) -> None:
+    with pytest.raises(ValueError, match=r"has no texts"):
+        finetune(tiny, to.worlds.golden(), TINY, progress=False)
+    assert not any("lora" in name for name, _ in tiny.model.named_modules())
+
+
+def test_adapters_on_adapters_are_an_error_and_the_first_ones_stay(tiny: Checkpoint, world: World) -> None:
+    run = finetune(tiny, world, TINY, progress=False)
+    with adapted(tiny, run) as tuned:
+        with pytest.raises(ValueError, match=r"has adapters on already.*Leave the `with adapted"):
+            finetune(tuned, world, TINY, progress=False)
+        assert np.abs(policy.log_policy(tuned, world) - run.log_policies[-1]).max() < SAME_POLICY[torch.float64]
+
+
+def test_training_that_diverges_is_an_error(tiny: Checkpoint, world: World) -> None:
+    with pytest.raises(ValueError, match=r"must be finite.*did not diverge"):
+        finetune(tiny, world, dataclasses.replace(TINY, learning_rate=1e200), progress=False)
+
+
+def spoil_nothing(path: Path) -> None:
+    """The control: an untouched state is accepted."""
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_nothing, None),
+        (truncate, r"state\.safetensors is truncated or damaged.*rm '"),
+        (empty, r"state\.safetensors is truncated or damaged.*rm '"),
+        (flip_a_bit, r"state\.safetensors was altered.*rm '"),
+    ],
+)
+def test_a_spoilt_state_is_named_with_the_remedy(
+    spoil: Callable[[Path], None], message: str | None, tiny: Checkpoint, world: World, tmp_path: Path
+) -> None:
+    run = finetune(tiny, world, TINY, tmp_path, progress=False)
+    spoil(tmp_path / STATE_FILE)
+    if message is None:
+        assert same_run(run, finetune(tiny, world, TINY, tmp_path, progress=False))
+    else:
+        with pytest.raises(ValueError, match=message):
+            finetune(tiny, world, TINY, tmp_path, progress=False)
+
+
+def test_another_runs_state_is_refused(tiny: Checkpoint, world: World, tmp_path: Path) -> None:
+    finetune(tiny, world, TINY, tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"belongs to another run .recipe: saved.*Give another folder"):
+        finetune(tiny, world, dataclasses.replace(TINY, penalty=2.0), tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"belongs to another run .world: saved"):
+        finetune(tiny, world.with_exact_proxy(), TINY, tmp_path, progress=False)
+
+
+def test_saving_more_or_less_often_is_the_same_run(tiny: Checkpoint, world: World, tmp_path: Path) -> None:
+    run = finetune(tiny, world, TINY, tmp_path, progress=False)
+    assert same_run(run, finetune(tiny, world, dataclasses.replace(TINY, save_every=5), tmp_path, progress=False))
