@@ -6,7 +6,7 @@ before.
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 import jax
 
@@ -26,15 +26,18 @@ from tradeoff.worlds import World as World  # noqa: E402
 
 __version__ = "0.1.0"
 
+_FROM = {"theorem": "theorems", "cite": "citations"}
 _ON_FIRST_USE = ("bridge", "dynamics", "plotting", "problems", "studies", "theorems")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """Load a sub-package that costs time to import when it is first asked for."""
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"tradeoff.{name}")
+    if name in _FROM:
+        return getattr(importlib.import_module(f"tradeoff.{_FROM[name]}"), name)
     raise AttributeError(f"module 'tradeoff' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ON_FIRST_USE])
+    return sorted([*globals(), *_ON_FIRST_USE, *_FROM])

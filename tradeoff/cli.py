@@ -2,22 +2,28 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
 
+if TYPE_CHECKING:
+    from tradeoff.theorems import Theorem
+
 
 @dataclass(frozen=True)
 class Verify:
-    """Check the theorems on random instances; exit with 1 when one fails.
+    """Check theorems on random instances, or try to break them; exit with 1 when one fails.
 
     Attributes:
-        names: theorems to check, such as T4a; all of them unless told.
+        names: theorems to check, such as T4a, or Python files that define some with @tradeoff.theorem; all registered
+            ones unless told.
         instances: random instances of each.
+        falsify: climb towards a violation as well, and report the tightest instance.
+        restarts: ascents of the falsifier.
         seed: seed of the random instances.
         list_only: only list the theorems.
         json: print JSON for a machine to read.
@@ -25,6 +31,8 @@ class Verify:
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     instances: int = 10_000
+    falsify: bool = False
+    restarts: int = 64
     seed: int = 0
     list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
     json: bool = False
@@ -37,11 +45,12 @@ class Verify:
         from tradeoff import theorems
 
         try:
-            claims = [theorems.get(name) for name in self.names] or list(theorems.all())
-        except KeyError as error:
+            claims = [claim for name in self.names for claim in _claims(name)] or list(theorems.all())
+        except (KeyError, ValueError) as error:
             return _refuse(error.args[0])
-        if self.instances < 1:
-            return _refuse(f"--instances is {self.instances}; at least 1 is required.")
+        for name in ("instances", "restarts"):
+            if getattr(self, name) < 1:
+                return _refuse(f"--{name} is {getattr(self, name)}; at least 1 is required.")
         if self.list_only:
             for claim in claims:
                 print(f"{claim.name:14s} {claim.title}")
@@ -55,7 +64,9 @@ class Verify:
                     self.instances,
                     progress=_advance(bar),
                 )
-            failed += not verdict.holds
+            attack = theorems.falsify(claim, jax.random.key(self.seed), self.restarts) if self.falsify else None
+            broken = attack is not None and attack.broken
+            failed += broken or not verdict.holds
             row = {
                 "name": claim.name,
                 "title": claim.title,
@@ -67,9 +78,14 @@ class Verify:
                 "worst_slack": verdict.worst_slack,
                 "worst_index": verdict.worst_index,
             }
+            if attack is not None:
+                row |= {"broken": attack.broken, "attack_ratio": None if np.isnan(attack.ratio) else attack.ratio}
+                row["refuted"] = attack.refuted
             rows.append(row)
             if not self.json:
-                print(verdict if not verdict.holds else _line(row), flush=True)
+                print(_line(row) if verdict.holds else verdict, flush=True)
+                if attack is not None:
+                    print(f"    {attack}", flush=True)
         if self.json:
             print(json.dumps(rows, indent=1))
         else:
@@ -147,6 +163,13 @@ def main() -> None:
         description="How much safety must fine-tuning cost? Gaps are in nats.",
     )
     raise SystemExit(command.run())
+
+
+def _claims(name: str) -> "Sequence[Theorem]":
+    """The claims of a file, or the registered one of a name."""
+    from tradeoff import theorems
+
+    return theorems.load(name) if name.endswith(".py") or Path(name).is_file() else (theorems.get(name),)
 
 
 def _advance(bar: Any) -> Callable[[int], None]:

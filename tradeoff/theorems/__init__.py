@@ -6,6 +6,9 @@ from tradeoff.theorems.claim import Family as Family
 from tradeoff.theorems.claim import Theorem as Theorem
 from tradeoff.theorems.claim import Tight as Tight
 from tradeoff.theorems.claim import theorem as theorem
+from tradeoff.theorems.falsification import Falsification as Falsification
+from tradeoff.theorems.falsification import falsify as falsify
+from tradeoff.theorems.files import load as load
 from tradeoff.theorems.registry import all as all
 from tradeoff.theorems.registry import get as get
 from tradeoff.theorems.verification import Verdict as Verdict

@@ -1,0 +1,109 @@
+"""The falsifier: it reaches what is attained, breaks what is false, and calls off what is only rounding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+import tradeoff as to
+from tradeoff import loss_constraint as case_one
+from tradeoff.theorems import falsify, instances, precise
+from tradeoff.tolerances import EXACT, IDENTITY
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture
+def guess():
+    """A plausible conjecture that is false (inside a fixture, or the plugin would collect it and fail)."""
+
+    @to.theorem("guess", title="twice as fast", statement=r"G_s\le\Delta_f/(2\lambda)", family=instances.at_penalty())
+    def claim(instance):
+        """The safety gap closes twice as fast as the bound."""
+        gap = case_one.gaps(instance.world, instance.lam).safety
+        return gap, 0.5 * instance.world.conflict_capability / instance.lam
+
+    return claim
+
+
+def test_a_plausible_conjecture_is_broken_with_a_counterexample_that_one_can_read(guess):
+    attack = falsify(guess, KEY)
+    assert attack.broken
+    left, right = attack.precise
+    assert left > right
+    world = attack.instance.world
+    assert int(jnp.sum(world.shared)) == 1  # one context is enough, and it is all that is left
+    assert float(attack.instance.lam) == np.round(attack.instance.lam, 2)
+    assert "is FALSE" in str(attack)
+    assert "in 80 digits" in str(attack)
+
+
+@pytest.mark.parametrize("name", ["T4a", "T8a"])
+def test_an_attained_bound_is_reached_from_random_starts(name):
+    attack = falsify(to.theorems.get(name), KEY, restarts=24)
+    assert not attack.broken
+    assert attack.ratio > 0.99
+    assert "was not broken" in str(attack)
+
+
+def test_a_loose_constant_is_reported():
+    def sides(instance):
+        left, right = to.theorems.get("T4b").sides(instance)
+        return left, 3 * right
+
+    loose = dataclasses.replace(to.theorems.get("T4b"), name="loose", sides=sides)
+    attack = falsify(loose, KEY, restarts=16)
+    assert not attack.broken
+    assert "the constant looks loose by 3" in str(attack)
+
+
+def test_rounding_is_not_a_counterexample():
+    """A negative control: an identity that float64 cannot see is called off by high precision."""
+
+    @to.theorem(
+        "rounding",
+        title="rounding",
+        statement=r"1-\cos g=2\sin^2(g/2)",
+        family=instances.at_penalty(),
+        relation="==",
+        tolerance=EXACT,
+    )
+    def rounding(instance):
+        """The half-angle formula, whose left side loses its digits."""
+        gap = case_one.gaps(instance.world, instance.lam).safety
+        return 1 - jnp.cos(gap / 100), 2 * jnp.sin(gap / 200) ** 2
+
+    assert not to.theorems.verify(rounding, KEY, 1000).holds  # random instances show the rounding ...
+    attack = falsify(rounding, KEY, restarts=8)
+    assert not attack.broken  # ... and the falsifier knows it for what it is
+    assert attack.refuted == 8
+
+
+def test_high_precision_runs_the_same_code():
+    claim = to.theorems.get("T4a")
+    parameters = claim.family.sample(KEY)
+
+    def sides(parameters):
+        return claim.sides(claim.family.build(parameters))
+
+    for ours, exact in zip(sides(parameters), precise.evaluate(sides, parameters), strict=True):
+        np.testing.assert_allclose(ours, exact.astype(float), rtol=IDENTITY.relative, atol=0)
+
+
+def test_high_precision_sees_what_float64_cannot():
+    with mpmath.workdps(60):
+        tiny = precise.evaluate(lambda x: jnp.log1p(x) - x, 2.0**-100, digits=80)
+        assert abs(tiny / -(mpmath.mpf(2) ** -201) - 1) < mpmath.mpf(2) ** -99
+
+
+def test_a_primitive_without_a_rule_is_named():
+    with pytest.raises(precise.UnsupportedError, match="'eigh'"):
+        precise.evaluate(jnp.linalg.eigvalsh, np.eye(2))
+
+
+def test_at_least_one_restart(guess):
+    with pytest.raises(ValueError, match="restarts=0; at least 1"):
+        falsify(guess, KEY, restarts=0)
