@@ -153,5 +153,11 @@ def _gap(law: DataLaw, log_policy: Array) -> Array:
 
 
 def weighted(weights: Array, values: Array) -> Array:
-    """`Σ weights · values` over contexts, where a weight of zero silences even an infinite value."""
-    return jnp.sum(jnp.where(weights > 0, weights * values, 0))
+    """`Σ weights · values` over contexts, where a weight of zero silences even an infinite value.
+
+    An infinite sum has the derivative 0, so that it spoils no other derivative.
+    """
+    heard = weights > 0
+    infinite = jnp.isposinf(values)
+    total = jnp.sum(jnp.where(heard, weights * jnp.where(heard & ~infinite, values, 0), 0))
+    return jnp.where(jnp.any(heard & infinite), jnp.inf, total)

@@ -276,9 +276,11 @@ def _log(x: Array) -> Array:
 @jax.jit
 def _optimal_policy(world: World, lam: Array) -> Array:
     task, safety = mixture_weights(world, lam)
-    return jnp.logaddexp(
-        _log(task)[:, None] + _log(world.capability.P), _log(safety)[:, None] + _log(world.training_safety.P)
-    )
+    from_task = _log(task)[:, None] + _log(world.capability.P)
+    from_safety = _log(safety)[:, None] + _log(world.training_safety.P)
+    neither = jnp.isneginf(from_task) & jnp.isneginf(from_safety)
+    either = jnp.logaddexp(jnp.where(neither, 0, from_task), jnp.where(neither, 0, from_safety))
+    return jnp.where(neither, -jnp.inf, either)
 
 
 def _gaps_at(world: World, lam: Array) -> dict[str, Array]:
@@ -292,7 +294,8 @@ def _gaps_at(world: World, lam: Array) -> dict[str, Array]:
     if world.proxy is not None:
         proxy = weighted(seen.p, jnp.sum(dv.kl_terms(seen.P, mixture, task * (P_f - seen.P)), axis=-1))
     # At λ = inf the product λ·gap has the limit 0 whenever the capability gap is finite, and does not matter otherwise.
-    penalised = jnp.where((lam > 0) & jnp.isfinite(lam), lam * proxy, 0)
+    inside = (lam > 0) & jnp.isfinite(lam)
+    penalised = jnp.where(inside, lam, 0) * jnp.where(inside, proxy, 0)
     return {"safety": true, "capability": capability, "proxy": proxy, "value": capability + penalised}
 
 

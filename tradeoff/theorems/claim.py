@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -100,14 +99,18 @@ class Theorem:
     def __post_init__(self) -> None:
         relations = self.relations
         if any(relation not in RELATIONS for relation in relations):
-            raise ValueError(f"theorem {self.name} has relation {self.relation!r}; each relation must be one of {RELATIONS}.")
+            raise ValueError(
+                f"theorem {self.name} has relation {self.relation!r}; each relation must be one of {RELATIONS}."
+            )
         if len(relations) != max(len(self.parts), 1):
             raise ValueError(
                 f"theorem {self.name} has {len(relations)} relations for {len(self.parts)} parts; give one for all, or one each."
             )
         known = {assumption.name for assumption in self.assumptions}
         if unknown := set(self.without) - known:
-            raise ValueError(f"theorem {self.name} drops {sorted(unknown)}, which it does not assume; it assumes {sorted(known)}.")
+            raise ValueError(
+                f"theorem {self.name} drops {sorted(unknown)}, which it does not assume; it assumes {sorted(known)}."
+            )
 
     def __repr__(self) -> str:
         return f"<Theorem {self.name}: {self.title}>"
@@ -126,7 +129,8 @@ class Theorem:
         """Both sides, shape (parts,), and the slack of every part relative to its size, in [-1, 1].
 
         Slack is positive where the claim holds with room, negative where it fails, and NaN where a side is NaN. For an
-        equality it is minus the relative error.
+        equality it is minus the relative error. Sizes below the absolute allowance of the tolerance count as that
+        allowance: a difference of rounding is no slack.
 
         Raises:
             ValueError: when the sides are not scalars, or not one for each part.
@@ -141,30 +145,38 @@ class Theorem:
                     "two scalars, or names its inequalities in parts=(...) and returns one entry for each."
                 )
         left, right = jnp.atleast_1d(jnp.asarray(left, jnp.float64)), jnp.atleast_1d(jnp.asarray(right, jnp.float64))
-        return (left, right), jnp.stack([_slack(left[i], right[i], r) for i, r in enumerate(self.relations)])
+        return (left, right), self._slack(left, right)
 
     def violations(self, sides: Sides) -> Bool[Array, " parts"]:
         """Which parts fail beyond rounding; a side that is NaN fails."""
         left, right = sides
-        signs = jnp.array([-1.0 if r == ">=" else 1.0 for r in self.relations])
+        signs, equality = self._directions
         excess = signs * jnp.where(left == right, 0, left - right)
-        excess = jnp.where(jnp.array([r == "==" for r in self.relations]), jnp.abs(excess), excess)
+        excess = jnp.where(equality, jnp.abs(excess), excess)
         size = jnp.maximum(jnp.abs(left), jnp.abs(right))
         allowed = self.tolerance.absolute + self.tolerance.relative * jnp.where(jnp.isfinite(size), size, 0)
         return ~(excess <= allowed)
 
+    @property
+    def _directions(self) -> tuple[Float[Array, " parts"], Bool[Array, " parts"]]:
+        """For each part, the sign of left minus right that would violate it, and whether either sign would."""
+        signs = jnp.array([-1.0 if relation == ">=" else 1.0 for relation in self.relations])
+        return signs, jnp.array([relation == "==" for relation in self.relations])
 
-def _slack(left: Array, right: Array, relation: str) -> Array:
-    """Right minus left over the larger of the two, with infinities read as larger than any number."""
-    size = jnp.maximum(jnp.abs(left), jnp.abs(right))
-    finite = jnp.isfinite(left) & jnp.isfinite(right)
-    relative = jnp.where(finite, right - left, 0) / jnp.where(finite & (size > 0), size, 1)
-    slack = jnp.where(finite, relative, jnp.where(left == right, 0, jnp.where(right > left, 1, -1)))
-    slack = jnp.where(jnp.isnan(left) | jnp.isnan(right), jnp.nan, slack)
-    return {"<=": slack, ">=": -slack, "==": -jnp.abs(slack)}[relation]
+    def _slack(self, left: Array, right: Array) -> Array:
+        """Right minus left over the larger of the two and the floor, with infinities read as larger than any number."""
+        signs, equality = self._directions
+        size = jnp.maximum(jnp.maximum(jnp.abs(left), jnp.abs(right)), self.tolerance.absolute)
+        finite = jnp.isfinite(left) & jnp.isfinite(right)
+        relative = jnp.where(finite, right - left, 0) / jnp.where(finite & (size > 0), size, 1)
+        slack = jnp.where(finite, relative, jnp.where(left == right, 0, jnp.where(right > left, 1, -1)))
+        slack = jnp.where(jnp.isnan(left) | jnp.isnan(right), jnp.nan, slack)
+        return jnp.where(equality, -jnp.abs(slack), signs * slack)
 
 
-def theorem(name: str, *, title: str, statement: str, family: Family, **rest: Any) -> Callable[[Callable[[Any], Sides]], Theorem]:
+def theorem(
+    name: str, *, title: str, statement: str, family: Family, **rest: Any
+) -> Callable[[Callable[[Any], Sides]], Theorem]:
     r"""Make a `Theorem` of a function from an instance to the two sides of a claim; its docstring is the plain meaning.
 
     Args:

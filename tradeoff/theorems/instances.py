@@ -6,14 +6,17 @@ nearly disjoint, penalties over twelve decades, policies near the optimum and fa
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from tradeoff import loss_constraint
+from tradeoff.theorems._expressions import log0, over
 from tradeoff.theorems.claim import Assumption, Family
+from tradeoff.tolerances import EXACT
 from tradeoff.worlds.world import DataLaw, World
 
 CONTEXTS, RESPONSES = 4, 3
@@ -38,6 +41,48 @@ class WithPolicy(NamedTuple):
     log_policy: Array
 
 
+class WithWeights(NamedTuple):
+    """A world, an arbitrary policy, and a law `q` over the shared contexts."""
+
+    world: World
+    log_policy: Array
+    q: Array
+
+
+class PerContext(NamedTuple):
+    """A world, a penalty, and a penalty of its own for every context."""
+
+    world: World
+    lam: Array
+    lams: Array
+
+
+class Overlapping(NamedTuple):
+    r"""Worlds that differ in overlap only: $p_f=(1-\rho)u+\rho v$ with ρ = `low` or `high`, a penalty, all else fixed.
+
+    Args:
+        safety: the safety data.
+        own: u, the task's own contexts.
+        common: v, the contexts that come in as ρ grows.
+        answers: the task's conditional laws.
+        lam: a penalty.
+        low: a smaller ρ.
+        high: a larger ρ.
+    """
+
+    safety: DataLaw
+    own: Array
+    common: Array
+    answers: Array
+    lam: Array
+    low: Array
+    high: Array
+
+    def world(self, rho: Array) -> World:
+        """The world at overlap ρ."""
+        return World(self.safety, DataLaw((1 - rho) * self.own + rho * self.common, self.answers))
+
+
 # --- assumptions ------------------------------------------------------------------------------------------------
 
 EXACT_PROXY = Assumption(
@@ -50,6 +95,31 @@ SHARED_CONTEXT = Assumption(
     "some context has weight in both safety and capability data",
     lambda i: jnp.any(i.world.shared),
 )
+NO_CONFLICT = Assumption(
+    "no conflict",
+    "no context is shared, or the two answers agree wherever one is",
+    lambda i: jnp.all(~i.world.shared | (i.world.conflict == 0)),
+)
+SAME_CONTEXTS = Assumption(
+    "same contexts",
+    "the task asks what the safety data ask, equally often",
+    lambda i: jnp.all(i.world.safety.p == i.world.capability.p),
+)
+NO_AGREEMENT = Assumption(
+    "no agreement",
+    "the two answers have no response in common in any context of the safety data",
+    lambda i: jnp.all((i.world.safety.p == 0) | ~jnp.any((i.world.safety.P > 0) & (i.world.capability.P > 0), axis=-1)),
+)
+WEIGHTS_SHARED = Assumption(
+    "weights on shared contexts",
+    "q puts no weight outside the shared contexts",
+    lambda i: jnp.all(i.world.shared | (i.q == 0)),
+)
+OWN_APART = Assumption(
+    "own contexts apart",
+    "the task's own contexts u are not among the safety data's",
+    lambda i: jnp.all(i.own * i.safety.p == 0),
+)
 COVERED = Assumption(
     "proxy covers",
     "the proxy gives weight to every context of the safety data",
@@ -60,34 +130,65 @@ FULL_PROXY = Assumption(
     "the proxy gives every response positive probability",
     lambda i: jnp.all(i.world.training_safety.P > 0),
 )
+SAME_PROXY_CONTEXTS = Assumption(
+    "proxy asks the same",
+    "the proxy has the safety data's law over contexts",
+    lambda i: jnp.all(i.world.safety.p == i.world.training_safety.p),
+)
+CONSTANT_RATIO = Assumption(
+    "constant ratio",
+    "the task's weight over the proxy's is the same in every context of the safety data",
+    lambda i: _constant(over(i.world.capability.p, i.world.training_safety.p), i.world.safety.p > 0),
+)
+RISING_LIMIT = Assumption(
+    "Γ > 0",
+    "the safety gap comes to its limit from below",
+    lambda i: loss_constraint.first_order_approach(i.world) > 0,
+)
 PENALTY_INSIDE = Assumption("finite penalty", "0 < λ < ∞", lambda i: (i.lam > 0) & jnp.isfinite(i.lam))
+
+
+def _constant(values: Array, where: Array) -> Array:
+    high, low = jnp.max(values, where=where, initial=0), jnp.min(values, where=where, initial=jnp.inf)
+    return high - low <= EXACT.relative * high
 
 
 # --- random numbers ---------------------------------------------------------------------------------------------
 
 
 class Draws:
-    """Random numbers of many kinds out of one block of uniforms: one call to the generator, whatever is drawn.
+    """Random numbers of many kinds out of one block of random bits, whatever is drawn.
+
+    The bits are those of SplitMix64, started from the key: in XLA they compile and run in a fraction of the time of
+    Threefry, and drawing should cost less than checking. Normals come from one evaluation of the inverse error function,
+    in float32: an instance needs variety, not the last digits of a normal.
 
     Args:
         key: a JAX random key.
-        count: how many uniforms the block holds; asking for more is an error.
+        count: how many uniforms and how many normals the block holds; asking for more is an error.
     """
 
-    def __init__(self, key: Array, count: int = 256) -> None:
-        self._left = jax.random.uniform(key, (count,), jnp.float64)
+    def __init__(self, key: Array, count: int = 80) -> None:
+        words = jax.random.key_data(key).astype(jnp.uint64)
+        bits = _splitmix64((words[0] << 32) | words[-1], 2 * count)
+        numbers = ((bits >> 11).astype(jnp.float64) + 0.5) * 2.0**-53
+        self._uniforms = numbers[:count]
+        inside = jnp.clip(2 * numbers[count:] - 1, -1 + 2.0**-23, 1 - 2.0**-23).astype(jnp.float32)
+        self._normals = jnp.sqrt(2.0) * jax.lax.erf_inv(inside).astype(jnp.float64)
 
     def uniform(self, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> Array:
-        """Uniform on [low, high)."""
+        """Uniform on (low, high)."""
         count = math.prod(shape)
-        if count > self._left.size:
-            raise ValueError(f"Draws has {self._left.size} numbers left and {count} were asked for; give it a larger count.")
-        taken, self._left = self._left[:count], self._left[count:]
+        self._enough(self._uniforms, count)
+        taken, self._uniforms = self._uniforms[:count], self._uniforms[count:]
         return low + (high - low) * taken.reshape(shape)
 
     def normal(self, shape: tuple[int, ...] = ()) -> Array:
-        """Standard normal."""
-        return jnp.sqrt(2.0) * jax.lax.erf_inv(self.uniform(-1 + 1e-12, 1, shape))
+        """Standard normal, cut at five standard deviations."""
+        count = math.prod(shape)
+        self._enough(self._normals, count)
+        taken, self._normals = self._normals[:count], self._normals[count:]
+        return taken.reshape(shape)
 
     def flip(self, probability: float, shape: tuple[int, ...] = ()) -> Array:
         """True with the given probability."""
@@ -97,9 +198,22 @@ class Draws:
         """An integer in 0, ..., count-1."""
         return jnp.floor(self.uniform(0, count, shape)).astype(int)
 
-    def log_penalty(self) -> Array:
+    def log_penalty(self, shape: tuple[int, ...] = ()) -> Array:
         """The log of a penalty, uniform over twelve decades."""
-        return self.uniform(-DECADES, DECADES) * jnp.log(10.0)
+        return self.uniform(-DECADES, DECADES, shape) * jnp.log(10.0)
+
+    @staticmethod
+    def _enough(left: Array, count: int) -> None:
+        if count > left.size:
+            raise ValueError(f"Draws has {left.size} numbers left and {count} were asked for; give it a larger count.")
+
+
+def _splitmix64(seed: Array, count: int) -> Array:
+    """The first `count` outputs of the generator of Steele, Lea and Flood (2014)."""
+    z = seed + jnp.arange(1, count + 1, dtype=jnp.uint64) * jnp.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> 30)) * jnp.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> 27)) * jnp.uint64(0x94D049BB133111EB)
+    return z ^ (z >> 31)
 
 
 # --- families ---------------------------------------------------------------------------------------------------
@@ -119,7 +233,7 @@ def at_penalty(**options: Any) -> Family:
 
 
 def with_policy(lost_mass: bool = False, **options: Any) -> Family:
-    """Worlds with a penalty and any policy, near the optimum at some penalty or far from it.
+    """Worlds with a penalty and any policy: near the optimum at that penalty, at another one, or far from any.
 
     With `lost_mass` half of the policies put some of their mass on responses that are not listed.
     """
@@ -127,36 +241,146 @@ def with_policy(lost_mass: bool = False, **options: Any) -> Family:
     def sample(key: Array) -> dict[str, Any]:
         draws = Draws(key)
         parameters = {"world": world_parameters(draws, **options), "log_lam": draws.log_penalty()}
-        parameters["log_lam_policy"] = draws.log_penalty()
-        parameters["noise"] = draws.normal((CONTEXTS, RESPONSES)) * 10 ** draws.uniform(-4, 1)
-        parameters["keeps_all"] = draws.flip(0.5) | (not lost_mass)
-        parameters["lost"] = draws.normal((CONTEXTS, 1)) * 3
-        return parameters
+        return parameters | policy_parameters(draws, parameters["log_lam"], lost_mass)
 
     def build(parameters: dict[str, Any]) -> WithPolicy:
         made = world(parameters["world"])
-        log_near = loss_constraint.optimal_policy(made, jnp.exp(parameters["log_lam_policy"]))
-        # Where the optimum rules a response out, so does a policy near it: the floor keeps the gaps finite instead.
-        logits = jnp.maximum(log_near, -LOGIT_BOUND) + parameters["noise"]
-        kept = jnp.where(parameters["keeps_all"], 0, jax.nn.log_sigmoid(parameters["lost"]))
-        log_policy = jax.nn.log_softmax(logits, axis=-1) + kept
-        return WithPolicy(made, jnp.exp(parameters["log_lam"]), log_policy)
+        return WithPolicy(made, jnp.exp(parameters["log_lam"]), policy(made, parameters))
 
     return Family(sample, build)
 
 
+def with_weights(**options: Any) -> Family:
+    """Worlds with any policy, of whole or lost mass, and a law over some of the shared contexts."""
+
+    def sample(key: Array) -> dict[str, Any]:
+        draws = Draws(key)
+        parameters: dict[str, Any] = {"world": world_parameters(draws, **options)}
+        parameters |= policy_parameters(draws, draws.log_penalty(), lost_mass=True)
+        chosen = (jnp.arange(CONTEXTS) == 0) | draws.flip(0.7, (CONTEXTS,))
+        parameters["in_weights"] = chosen & parameters["world"]["in_s"] & parameters["world"]["in_f"]
+        parameters["weights"] = draws.normal((CONTEXTS,)) * 10 ** draws.uniform(-1, 0.9)
+        return parameters
+
+    def build(parameters: dict[str, Any]) -> WithWeights:
+        made = world(parameters["world"])
+        return WithWeights(made, policy(made, parameters), law(parameters["weights"], parameters["in_weights"]))
+
+    return Family(sample, build)
+
+
+def per_context(**options: Any) -> Family:
+    """Worlds with one penalty for all contexts, and one of its own for each, close to it or far."""
+
+    def sample(key: Array) -> dict[str, Any]:
+        draws = Draws(key)
+        parameters = {"world": world_parameters(draws, **options), "log_lam": draws.log_penalty()}
+        apart = 10 ** draws.uniform(-5, 1)
+        return parameters | {"log_lams": parameters["log_lam"] + apart * draws.normal((CONTEXTS,))}
+
+    def build(parameters: dict[str, Any]) -> PerContext:
+        return PerContext(world(parameters["world"]), jnp.exp(parameters["log_lam"]), jnp.exp(parameters["log_lams"]))
+
+    return Family(sample, build)
+
+
+def overlapping() -> Family:
+    """Worlds at two overlaps ρ of any size, close to 0 and close to 1 included."""
+
+    def sample(key: Array) -> dict[str, Any]:
+        draws = Draws(key)
+        parameters = {"world": world_parameters(draws), "log_lam": draws.log_penalty()}
+        last = jnp.arange(CONTEXTS) == CONTEXTS - 1
+        in_s = parameters["world"]["in_s"] & ~last
+        parameters["world"]["in_s"] = in_s
+        parameters["own"] = draws.normal((CONTEXTS,)) * 10 ** draws.uniform(-1, 0.9)
+        parameters["in_own"] = ~in_s & (last | draws.flip(0.7, (CONTEXTS,)))
+        return parameters | {"low": 4 * draws.normal(), "step": 4 * draws.normal()}
+
+    def build(parameters: dict[str, Any]) -> Overlapping:
+        made = world(parameters["world"])
+        own = law(parameters["own"], parameters["in_own"])
+        low = jax.nn.sigmoid(parameters["low"])
+        high = low + (1 - low) * jax.nn.sigmoid(parameters["step"])
+        lam = jnp.exp(parameters["log_lam"])
+        return Overlapping(made.safety, own, made.capability.p, made.capability.P, lam, low, high)
+
+    return Family(sample, build)
+
+
+def over_penalising() -> Family:
+    r"""Worlds whose safety gap comes to its limit from below (Γ > 0), with a penalty.
+
+    In the first context the safety data lie between proxy and task, $P_s\propto\hat P_s(P_f/\hat P_s)^\kappa$; in others
+    they may lie beyond the proxy, with the task's weight there cut until they no longer decide the sign of Γ.
+    """
+
+    def sample(key: Array) -> dict[str, Any]:
+        draws = Draws(key)
+        parameters = {"world": world_parameters(draws, proxy="full"), "log_lam": draws.log_penalty()}
+        parameters["between"] = (jnp.arange(CONTEXTS) == 0) | draws.flip(0.6, (CONTEXTS,))
+        return parameters | {"how_far": 2 * draws.normal((CONTEXTS,))}
+
+    def build(parameters: dict[str, Any]) -> AtPenalty:
+        made = world(parameters["world"])
+        p_s, p_f, seen = made.safety.p, made.capability.p, made.training_safety
+        towards = bounded(parameters["world"]["P_f"]) - log0(seen.P)
+        sign = jnp.where(parameters["between"], 1, -1)
+        kappa = sign * jax.nn.sigmoid(parameters["how_far"])
+        P_s = jax.nn.softmax(log0(seen.P) + kappa[:, None] * towards, axis=-1)
+        P_f = jax.nn.softmax(bounded(parameters["world"]["P_f"]), axis=-1)
+        effect = over(p_s * p_f, seen.p) * jnp.sum((P_s - seen.P) * (P_f - seen.P) / seen.P, axis=-1)
+        gain, loss = jnp.sum(jnp.maximum(effect, 0)), jnp.sum(jnp.maximum(-effect, 0))
+        cut = jnp.minimum(1, over(0.9 * gain, loss))
+        kept = p_f * jnp.where((effect < 0) & (loss > 0), cut, 1)
+        changed = World(DataLaw(p_s, P_s), DataLaw(kept / jnp.sum(kept), P_f), seen)
+        return AtPenalty(changed, jnp.exp(parameters["log_lam"]))
+
+    return Family(sample, build)
+
+
+def around(world: Callable[[], World], lam: float, within: float) -> Family:
+    """A named world at a penalty, with every probability and the penalty moved by a factor of about 1 ± `within`."""
+
+    def sample(key: Array) -> list[Array]:
+        leaves = jax.tree.leaves(AtPenalty(world(), jnp.float64(lam)))
+        draws = Draws(key)
+        return [draws.normal(leaf.shape) for leaf in leaves]
+
+    def build(moves: list[Array]) -> AtPenalty:
+        made = AtPenalty(world(), jnp.float64(lam))
+        leaves, structure = jax.tree.flatten(made)
+        moved = [leaf * jnp.exp(within * jnp.tanh(z)) for leaf, z in zip(leaves, moves, strict=True)]
+        laws = [leaf / jnp.sum(leaf, axis=-1, keepdims=True) if leaf.ndim else leaf for leaf in moved]
+        return jax.tree.unflatten(structure, laws)
+
+    return Family(sample, build)
+
+
+# --- worlds and policies of parameters --------------------------------------------------------------------------
+
+
 def world_parameters(
-    draws: Draws, *, proxy: bool = False, full_support: bool = False, contexts: str = "any", responses: str = "any"
+    draws: Draws,
+    *,
+    proxy: Literal["exact", "covering", "full", "same contexts"] = "exact",
+    full_support: bool = False,
+    contexts: Literal["any", "same", "constant ratio"] = "any",
+    responses: Literal["any", "disjoint", "escaping"] = "any",
+    conflict: bool = True,
 ) -> dict[str, Any]:
     """Parameters of a random world.
 
     Args:
         draws: random numbers.
-        proxy: whether the world has a proxy of its own.
+        proxy: "exact" for none, "covering" for one that rules out little, "full" for one with full-support rows, "same
+            contexts" for a covering one with the safety data's law over contexts.
         full_support: whether every conditional law gives every response positive probability.
-        contexts: "any" (at least one is shared), "same" (the task has the safety data's contexts) or "disjoint".
+        contexts: "any" (at least one is shared), "same" for one law over contexts, "constant ratio" for task and proxy
+            weights that are proportional in the safety data's contexts.
         responses: "any", "disjoint" for conditional laws that never agree, or "escaping" for laws that each rule out a
             response of the other in a shared context.
+        conflict: without it no context is shared, or the conditional laws agree in every shared one.
     """
     spread = 10 ** draws.uniform(-1, 0.9)
     shape = (CONTEXTS, RESPONSES)
@@ -167,53 +391,92 @@ def world_parameters(
     # The task's law and the proxy's are the safety law plus a difference of any size, from 1e-5 to independent.
     P_s = logits(shape)
     near = 10 ** draws.uniform(-5, 1, (2,))
-    some = draws.flip(0.5) | full_support
+    some = draws.flip(1.0 if full_support else 0.5)
     alone = draws.flip(0.2)
-    first = jnp.arange(CONTEXTS) == 0
-    in_s = first | (draws.flip(0.7, (CONTEXTS,)) & ~alone)
-    in_f = first | (draws.flip(0.7, (CONTEXTS,)) & ~alone)
-    if contexts == "same":
-        in_f = in_s
-    if contexts == "disjoint":
-        odd = jnp.arange(CONTEXTS) % 2 == 1
-        in_s, in_f = in_s & ~odd, (in_f & odd) | (jnp.arange(CONTEXTS) == 1)
+    context = jnp.arange(CONTEXTS)
+    in_s = (context == 0) | (draws.flip(0.7, (CONTEXTS,)) & ~alone)
+    in_f = (context == 0) | (draws.flip(0.7, (CONTEXTS,)) & ~alone)
+    agree = jnp.zeros(CONTEXTS, bool)
+    if not conflict:
+        apart = draws.flip(0.5)
+        in_f = jnp.where(apart, ~in_s | (context == CONTEXTS - 1), in_f)
+        in_s = in_s & ~(apart & (context == CONTEXTS - 1))
+        agree = in_s & in_f
     allowed = _supports(draws, some), _supports(draws, some)
     if responses == "escaping":
-        context, response = jnp.arange(CONTEXTS)[:, None], jnp.arange(RESPONSES)
-        here = [(context == 0) & (response == y) for y in (0, 1)]
+        here = [(context == 0)[:, None] & (jnp.arange(RESPONSES) == y)[None, :] for y in (0, 1)]
         allowed = (allowed[0] & ~here[0]) | here[1], (allowed[1] & ~here[1]) | here[0]
     if responses == "disjoint":
-        half = jnp.arange(RESPONSES) == draws.index(RESPONSES, (CONTEXTS, 1))
-        allowed = jnp.broadcast_to(half, shape), ~jnp.broadcast_to(half, shape)
+        half = jnp.arange(RESPONSES)[None, :] == draws.index(RESPONSES, (CONTEXTS, 1))
+        allowed = half, ~half
     parameters = {
-        "p_s": logits((CONTEXTS,)), "p_f": logits((CONTEXTS,)), "P_s": P_s, "P_f": P_s + near[0] * logits(shape),
-        "in_s": in_s, "in_f": in_f, "allowed_s": allowed[0], "allowed_f": allowed[1],
+        "p_s": logits((CONTEXTS,)), "P_s": P_s, "P_f": P_s + near[0] * logits(shape),
+        "in_s": in_s, "in_f": in_f, "allowed_s": allowed[0], "allowed_f": allowed[1], "agree": agree,
     }  # fmt: skip
-    if proxy:
-        parameters |= {
-            "q_s": parameters["p_s"] + near[1] * logits((CONTEXTS,)),
-            "Q_s": P_s + near[1] * logits(shape),
-            "in_q": in_s | draws.flip(0.3, (CONTEXTS,)),
-        }
+    if contexts != "same":
+        parameters["p_f"] = logits((CONTEXTS,))
+    if contexts == "constant ratio":
+        parameters["shift"] = logits(())
+        del parameters["p_f"]
+    if proxy != "exact":
+        parameters["Q_s"] = P_s + near[1] * logits(shape)
+        everything = some | draws.flip(1.0 if proxy == "full" else 0.0)
+        parameters["allowed_q"] = allowed[0] | _supports(draws, everything)
+    if proxy not in ("exact", "same contexts"):
+        parameters["q_s"] = parameters["p_s"] + near[1] * logits((CONTEXTS,))
+        parameters["in_q"] = in_s | draws.flip(0.3, (CONTEXTS,))
     return parameters
 
 
 def world(parameters: dict[str, Any]) -> World:
     """The world of the parameters: laws are softmaxes over their supports, with bounded logits."""
-    safety = DataLaw(law(parameters["p_s"], parameters["in_s"]), law(parameters["P_s"], parameters["allowed_s"]))
-    capability = DataLaw(law(parameters["p_f"], parameters["in_f"]), law(parameters["P_f"], parameters["allowed_f"]))
-    if "q_s" not in parameters:
-        return World(safety, capability)
-    return World(safety, capability, DataLaw(law(parameters["q_s"], parameters["in_q"]), law(parameters["Q_s"], None)))
+    p_s, agree = law(parameters["p_s"], parameters["in_s"]), parameters["agree"][:, None]
+    P_s = law(parameters["P_s"], parameters["allowed_s"])
+    P_f = jnp.where(agree, P_s, law(parameters["P_f"], parameters["allowed_f"]))
+    proxy, q_s = None, p_s
+    if "q_s" in parameters:
+        q_s = law(parameters["q_s"], parameters["in_q"])
+    if "Q_s" in parameters:
+        proxy = DataLaw(q_s, law(parameters["Q_s"], parameters["allowed_q"]))
+    p_f = p_s
+    if "p_f" in parameters:
+        p_f = law(parameters["p_f"], parameters["in_f"])
+    if "shift" in parameters:
+        p_f = law(parameters["q_s"], parameters["in_q"], jnp.where(parameters["in_s"], parameters["shift"], 0))
+    return World(DataLaw(p_s, P_s), DataLaw(p_f, P_f), proxy)
 
 
-def law(logits: Array, mask: Array | None) -> Array:
-    """A law from unconstrained logits, zero outside the mask."""
-    bounded = LOGIT_BOUND * jnp.tanh(logits / LOGIT_BOUND)
-    return jax.nn.softmax(bounded, axis=-1, where=mask)
+def policy_parameters(draws: Draws, log_lam: Array, lost_mass: bool) -> dict[str, Any]:
+    """Parameters of a random policy; half of them start from the optimum at the given penalty."""
+    return {
+        "log_lam_policy": jnp.where(draws.flip(0.5), log_lam, draws.log_penalty()),
+        "noise": draws.normal((CONTEXTS, RESPONSES)) * 10 ** draws.uniform(-4, 1),
+        "keeps_all": draws.flip(0.5 if lost_mass else 1.0),
+        "lost": 3 * draws.normal((CONTEXTS, 1)),
+    }
+
+
+def policy(world: World, parameters: dict[str, Any]) -> Array:
+    """The log-probabilities of the parameters: the optimum at some penalty, disturbed, perhaps with some mass lost."""
+    task, safety = loss_constraint.mixture_weights(world, jnp.exp(parameters["log_lam_policy"]))
+    mixture = task[:, None] * world.capability.P + safety[:, None] * world.training_safety.P
+    # Where the optimum rules a response out, so does a policy near it: the floor keeps the gaps finite instead.
+    logits = jnp.log(jnp.maximum(mixture, math.exp(-LOGIT_BOUND))) + parameters["noise"]
+    kept = jnp.where(parameters["keeps_all"], 0, jax.nn.log_sigmoid(parameters["lost"]))
+    return jax.nn.log_softmax(logits, axis=-1) + kept
+
+
+def law(logits: Array, mask: Array, shift: Array | float = 0.0) -> Array:
+    """A law from unconstrained logits, zero outside the mask; `shift` is added to the bounded logits."""
+    return jax.nn.softmax(bounded(logits) + shift, axis=-1, where=mask)
+
+
+def bounded(logits: Array) -> Array:
+    """Logits pressed into the range in which float64 keeps what the theory needs."""
+    return LOGIT_BOUND * jnp.tanh(logits / LOGIT_BOUND)
 
 
 def _supports(draws: Draws, everything: Array) -> Array:
     """Random supports with at least one response each."""
-    one = jnp.arange(RESPONSES) == draws.index(RESPONSES, (CONTEXTS, 1))
+    one = jnp.arange(RESPONSES)[None, :] == draws.index(RESPONSES, (CONTEXTS, 1))
     return one | draws.flip(0.6, (CONTEXTS, RESPONSES)) | everything

@@ -3,13 +3,13 @@
 from difflib import get_close_matches
 from types import ModuleType
 
-from tradeoff.theorems import case_one
+from tradeoff.theorems import case_one, case_two, comparison, features, flows, limits, overlap, similarity
 from tradeoff.theorems.claim import Theorem
 
-MODULES: tuple[ModuleType, ...] = (case_one,)
+MODULES: tuple[ModuleType, ...] = (case_one, overlap, similarity, limits, case_two, flows, features, comparison)
 
 
-def all() -> tuple[Theorem, ...]:  # noqa: A001  (a public name of the design: to.theorems.all())
+def all() -> tuple[Theorem, ...]:
     """Every registered claim, in order.
 
     Example:
@@ -35,7 +35,9 @@ def get(name: str) -> Theorem:
     claims = {claim.name: claim for claim in all()}
     if name not in claims:
         near = get_close_matches(name, claims, n=3) or list(claims)
-        raise KeyError(f"no theorem is named {name!r}; did you mean {', '.join(near)}? `tradeoff verify --list` shows all.")
+        raise KeyError(
+            f"no theorem is named {name!r}; did you mean {', '.join(near)}? `tradeoff verify --list` shows all."
+        )
     return claims[name]
 
 
@@ -48,5 +50,7 @@ def found_in(module: ModuleType) -> tuple[Theorem, ...]:
     claims = tuple(value for value in vars(module).values() if isinstance(value, Theorem))
     names = [claim.name for claim in claims]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{module.__name__} registers more than one theorem named {', '.join(twice)}; names must be unique.")
+        raise ValueError(
+            f"{module.__name__} registers more than one theorem named {', '.join(twice)}; names must be unique."
+        )
     return claims

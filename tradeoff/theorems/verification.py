@@ -3,17 +3,18 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from tradeoff.theorems.claim import Family, Theorem
 
-BATCH = 10_000
+BATCH = 1_000
+"""Instances are drawn and checked this many at a time: small enough for the cache, and one compiled shape for all runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Verdict:
         worst_slack: the least relative slack over instances and parts, in [-1, 1]; negative values within rounding are
             no violation. For an equality, minus the greatest relative error.
         tightest: the greatest ratio of the smaller side to the larger one over instances and parts where both are
-            finite; 1 means that the constant cannot be improved. NaN for an equality.
+            finite and beyond the absolute allowance; 1 means that the constant cannot be improved. NaN for an equality.
         worst_instance: the instance with the least slack, in full.
         worst_index: its number; `replay(theorem, key, worst_index)` draws it again.
         worst_part: the part with the least slack there, "" when the theorem has one part.
@@ -68,7 +69,7 @@ def verify(
 ) -> Verdict:
     """Check a theorem on random instances of its family.
 
-    Instance number i is drawn from `fold_in(key, i)`, so it does not depend on how many are drawn or in what batches.
+    Instance number i is drawn from `fold_in(key, i)`, in batches of one size, so it does not depend on how many are drawn.
 
     Args:
         theorem: the theorem, registered or a user's own.
@@ -91,52 +92,65 @@ def verify(
     if instances < 1:
         raise ValueError(f"verify was given instances={instances}; at least 1 is required.")
     began = time.perf_counter()
-    size = min(instances, BATCH)
     draw, check = _draws(theorem.family), _checker(theorem)
-    violations, tightest, worst = 0, -np.inf, _Worst(np.inf, 0, None, None)
-    for start in range(0, instances, size):
-        numbers = np.arange(start, start + size)
-        batch = draw(key, numbers)
-        found = check(batch, numbers < instances)
-        slack, at = float(found.slack), int(found.at)
-        # An undefined side (NaN) is worse than any slack, and stays the worst.
-        if (np.isnan(slack) and not np.isnan(worst.slack)) or slack < worst.slack:
-            worst = _Worst(slack, start + at, found, jax.tree.map(lambda leaf, at=at: leaf[at], batch))
+    violations, tightest, worst, worst_index = 0, -np.inf, None, 0
+    for start in range(0, instances, BATCH):
+        numbers = np.arange(start, start + BATCH)
+        found = jax.device_get(check(draw(key, numbers), numbers < instances))
+        if worst is None or found.rank < worst.rank:
+            worst, worst_index = found, start + int(found.at)
         violations += int(found.violations)
         tightest = max(tightest, float(found.ratio))
         if progress is not None:
-            progress(min(start + size, instances))
-    part = int(worst.found.part)
+            progress(min(start + BATCH, instances))
+    assert worst is not None  # there is at least one batch
+    part = int(worst.part)
     return Verdict(
         theorem=theorem,
         holds=violations == 0,
         instances=instances,
         violations=violations,
-        worst_slack=worst.slack,
+        worst_slack=float(worst.slack),
         tightest=tightest if np.isfinite(tightest) else float("nan"),
-        worst_instance=worst.instance,
-        worst_index=worst.index,
+        worst_instance=replay(theorem, key, worst_index),
+        worst_index=worst_index,
         worst_part=theorem.parts[part] if theorem.parts else "",
-        worst_sides=(float(worst.found.left[part]), float(worst.found.right[part])),
+        worst_sides=(float(worst.left), float(worst.right)),
         seconds=time.perf_counter() - began,
     )
 
 
 def replay(theorem: Theorem, key: Array, index: int) -> Any:
-    """Instance number `index` of a theorem's family under a key, as `verify` drew it."""
-    batch = _draws(theorem.family)(key, np.array([index]))
-    return jax.tree.map(lambda leaf: leaf[0], batch)
+    """Instance number `index` of a theorem's family under a key, bit for bit as `verify` drew it.
+
+    Raises:
+        ValueError: when `index` is negative.
+    """
+    if index < 0:
+        raise ValueError(f"replay was given index={index}; instances are numbered from 0.")
+    # The whole batch, because the last bit of an exponential may depend on the shape it is computed in.
+    start = index - index % BATCH
+    batch = _draws(theorem.family)(key, np.arange(start, start + BATCH))
+    return jax.tree.map(lambda leaf: leaf[index - start], batch)
 
 
-@lru_cache(maxsize=None)
-def _draws(family: Family) -> Callable[[Array, Array], Any]:
+@cache
+def _draws(family: Family) -> Callable[[Array, ArrayLike], Any]:
     """Compiled drawing of a batch of instances; families are shared, so each is compiled once."""
-    return jax.jit(lambda key, numbers: jax.vmap(lambda n: family.draw(jax.random.fold_in(key, n)))(numbers))
+    batch = jax.jit(jax.vmap(family.draw))
+    return lambda key, numbers: batch(_keys(key, numbers))
+
+
+@jax.jit
+def _keys(key: Array, numbers: Array) -> Array:
+    """The keys of a batch of instances; compiled once for all families."""
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
 class _Found(NamedTuple):
-    """What one batch showed: its worst instance, both sides there, and counts."""
+    """What one batch showed: its worst instance and part, both sides there, and counts."""
 
+    rank: Array
     slack: Array
     at: Array
     part: Array
@@ -146,30 +160,27 @@ class _Found(NamedTuple):
     ratio: Array
 
 
-class _Worst(NamedTuple):
-    slack: float
-    index: int
-    found: Any
-    instance: Any
-
-
-@lru_cache(maxsize=None)
-def _checker(theorem: Theorem) -> Callable[[Any, Array], _Found]:
+@cache
+def _checker(theorem: Theorem) -> Callable[[Any, ArrayLike], _Found]:
     """Compiled check of a batch."""
     equality = jnp.array([relation == "==" for relation in theorem.relations])
+    floor = theorem.tolerance.absolute
 
     @jax.jit
     def check(batch: Any, counted: Array) -> _Found:
         sides, slack = jax.vmap(theorem.compare)(batch)
         left, right = sides
-        violated = jnp.any(jax.vmap(theorem.violations)(sides), axis=-1) & counted
+        violated = jax.vmap(theorem.violations)(sides) & counted[:, None]
         # A violation beyond rounding outranks any slack within it, and an undefined side outranks both.
         ranked = jnp.where(jnp.isnan(slack), -jnp.inf, slack)
-        rank = jnp.where(counted, jnp.min(ranked, axis=-1) - 10 * violated, jnp.inf)
-        at = jnp.argmin(rank)
-        part = jnp.argmin(ranked[at])
-        comparable = jnp.isfinite(left) & jnp.isfinite(right) & (jnp.maximum(left, right) > 0) & ~equality
+        rank = jnp.where(counted[:, None], ranked - jnp.where(violated, 10, 0), jnp.inf)
+        at, part = jnp.unravel_index(jnp.argmin(rank), rank.shape)
+        finite = jnp.isfinite(left) & jnp.isfinite(right)
+        comparable = finite & (jnp.maximum(left, right) > floor) & ~equality[None, :]
         ratio = jnp.where(comparable & counted[:, None], 1 - ranked, -jnp.inf)
-        return _Found(slack[at, part], at, part, left[at], right[at], jnp.sum(violated), jnp.max(ratio))
+        violations = jnp.sum(jnp.any(violated, axis=-1))
+        return _Found(
+            rank[at, part], slack[at, part], at, part, left[at, part], right[at, part], violations, jnp.max(ratio)
+        )
 
     return check
