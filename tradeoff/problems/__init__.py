@@ -1,4 +1,6 @@
 """Toy problems: two losses over parameters, differentiable, small enough to read on one screen."""
 
 from tradeoff.problems.problem import Problem as Problem
+from tradeoff.problems.quadratic import Quadratic as Quadratic
+from tradeoff.problems.softmax_linear import SoftmaxLinear as SoftmaxLinear
 from tradeoff.problems.tabular import Tabular as Tabular

@@ -1,0 +1,52 @@
+"""T12 to T19 beyond their random families: many parameters, and the comparisons that the framework names."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tradeoff as to
+from tests.test_parameter_constraint import random_pair
+from tradeoff import parameter_constraint as c2
+from tradeoff.theorems import comparison, get
+from tradeoff.theorems.landscapes import Landscape
+from tradeoff.tolerances import LIMIT, agree
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["T12b", "T12c", "T12d", "T12e", "T13", "T14a", "T14b", "T15", "T15-bracket", "T16c", "T16d", "T18a-quadratic"],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_it_holds_with_many_parameters(name, seed):
+    """Families have three parameters; the theory has any number."""
+    quad = random_pair(seed, size=20, decades=3.0)
+    rng = np.random.default_rng(seed)
+    radius = 0.3 * jnp.linalg.norm(quad.displacement)
+    numbers = [jnp.float64(x) for x in 10 ** rng.uniform(-2, 2, 2)]
+    instance = Landscape(quad, radius, *numbers, jnp.asarray(rng.normal(size=20)))
+    claim = get(name)
+    assert all(one.holds(instance) for one in claim.assumptions)
+    sides, _ = claim.compare(instance)
+    assert not claim.violations(sides).any(), sides
+
+
+def test_a_ball_can_be_safer_than_any_large_penalty_and_need_not_be():
+    """T18(b) on the over-penalised world: the sign of the comparison turns where the radius passes the mismatch."""
+    world = to.worlds.over_penalised()
+    limit = float(to.loss_constraint.gaps(world, jnp.inf).safety)
+    safe = float(jnp.sqrt(4 * world.proxy_mismatch))
+    for radius, safer in ((0.5 * safe, True), (10 * safe, False)):
+        logits = comparison._descend(world, jnp.float64(0), jnp.float64(radius))
+        lost = float(to.safety_gap(world, to.problems.Tabular(world).log_policy(logits)))
+        assert (lost < limit) == safer
+
+
+def test_the_price_is_what_a_small_ball_pays():
+    quad = random_pair(2, size=8, decades=2.0)
+    radius = 1e-7 * jnp.linalg.norm(quad.displacement)
+    ball = c2.solve(quad, radius)
+    gain = quad.gain(ball.displacement)
+    best = gain**2 / (2 * jnp.dot(quad.pull, jnp.linalg.solve(quad.H_s, quad.pull)))
+    paid = c2.price_of_isotropy(quad.H_s, quad.pull)
+    assert agree(float(ball.gaps.safety / best), float(paid.price), LIMIT)
+    assert 1 < paid.price < paid.most

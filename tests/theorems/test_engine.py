@@ -1,0 +1,227 @@
+"""The engine itself: it rejects wrong theorems and ill-formed ones, and what it reports can be drawn again."""
+
+import dataclasses
+import math
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.theorems.mutants import MUTANTS
+from tradeoff import loss_constraint as c1
+from tradeoff import theorems
+from tradeoff.theorems import instances, registry, replay, verification, verify
+from tradeoff.theorems.claim import Theorem
+from tradeoff.tolerances import EXACT, agree
+
+KEY = jax.random.key(4)
+FAMILY = instances.at_penalty()
+
+
+def gap(instance):
+    """The safety gap, which is positive."""
+    return c1.gaps(instance.world, instance.lam).safety
+
+
+def claim(sides, **rest) -> Theorem:
+    """A theorem about the safety gap."""
+    return Theorem(name="test", title="a test", statement="", family=FAMILY, sides=sides, **rest)
+
+
+# --- it rejects wrong theorems ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", MUTANTS)
+def test_a_wrong_theorem_is_rejected(what):
+    verdict = verify(MUTANTS[what](), KEY, instances=10_000)
+    assert not verdict.holds
+    assert verdict.violations > 0
+    assert "FAILS" in str(verdict)
+
+
+def test_there_are_mutants_of_every_theorem_that_can_be_mutated():
+    mutated = {what.split(":")[0] for what in MUTANTS}
+    assert len(MUTANTS) >= 25
+    for letter in ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8"):
+        assert any(name.startswith(letter) for name in mutated)
+
+
+def test_one_violation_among_many_instances_is_found_and_shown():
+    target = 1_234
+    value = float(gap(replay(claim(gap), KEY, target)))
+
+    def sides(instance):
+        return jnp.where(gap(instance) == value, 1.0, 0.0), jnp.float64(0.5)
+
+    verdict = verify(claim(sides), KEY, instances=3_000)
+    assert (verdict.violations, verdict.worst_index) == (1, target)
+    assert verdict.worst_sides == (1.0, 0.5)
+    assert float(gap(verdict.worst_instance)) == value
+
+
+def test_a_violation_outranks_a_worse_slack_within_rounding():
+    """A tiny pair of sides can have any ratio; the one that breaks the tolerance is the one to show."""
+
+    def sides(instance):
+        first = instance.lam > 1
+        broken = jnp.stack([jnp.where(first, 1.0 + 1e-6, 0.0), jnp.where(first, 0.0, 1e-13)])
+        return broken, jnp.stack([jnp.where(first, 1.0, 0.0), jnp.float64(0.0)])
+
+    verdict = verify(claim(sides, parts=("broken", "tiny")), KEY, instances=2_000)
+    assert verdict.worst_part == "broken"
+    assert verdict.worst_sides == (1.0 + 1e-6, 1.0)
+
+
+def test_an_undefined_side_is_a_violation():
+    def sides(instance):
+        return jnp.where(instance.lam > 1, jnp.nan, 0.0), jnp.float64(1.0)
+
+    verdict = verify(claim(sides), KEY, instances=1_000)
+    assert not verdict.holds
+    assert math.isnan(verdict.worst_slack)
+    assert math.isnan(verdict.worst_sides[0])
+    assert 0 < verdict.violations < 1_000
+
+
+@pytest.mark.parametrize("relation", ["<=", ">=", "=="])
+def test_infinite_sides_are_compared_and_never_undefined(relation):
+    def infinite(instance):
+        return jnp.float64(jnp.inf), jnp.float64(jnp.inf)
+
+    assert verify(claim(infinite, relation=relation), KEY, instances=10).holds
+
+    def one_infinite(instance):
+        return jnp.float64(jnp.inf), gap(instance)
+
+    assert verify(claim(one_infinite, relation=relation), KEY, instances=10).holds == (relation == ">=")
+
+
+# --- it refuses what is not a theorem ---------------------------------------------------------------------------
+
+
+def test_sides_must_be_scalars():
+    with pytest.raises(ValueError, match=r"left side of test has shape \(4,\) and \(\) is required"):
+        verify(claim(lambda i: (i.world.safety.p, 1.0)), KEY, instances=10)
+
+
+def test_sides_must_have_one_entry_for_each_part():
+    with pytest.raises(ValueError, match=r"right side of test has shape \(\) and \(2,\) is required"):
+        verify(claim(lambda _: (jnp.ones(2), 1.0), parts=("a", "b")), KEY, instances=10)
+
+
+def test_relations_must_be_known():
+    with pytest.raises(ValueError, match=r"relation '<'; each relation must be one of"):
+        claim(gap, relation="<")
+    with pytest.raises(ValueError, match=r"3 relations for 2 parts"):
+        claim(gap, relation=("<=", "==", "<="), parts=("a", "b"))
+
+
+def test_only_assumptions_can_be_dropped():
+    with pytest.raises(ValueError, match=r"drops \['nonsense'\], which it does not assume; it assumes \[\]"):
+        claim(gap, without={"nonsense": "why not"})
+
+
+def test_at_least_one_instance():
+    with pytest.raises(ValueError, match="instances=0; at least 1 is required"):
+        verify(claim(gap), KEY, instances=0)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(KeyError, match=r"no theorem is named 'T4aa'; did you mean T4a"):
+        theorems.get("T4aa")
+
+
+def test_names_must_be_unique():
+    module = ModuleType("bounds")
+    first = claim(gap)
+    module.first, module.second = first, dataclasses.replace(first, title="another")
+    with pytest.raises(ValueError, match="bounds registers more than one theorem named test"):
+        registry.found_in(module)
+    names = [one.name for one in theorems.all()]
+    assert len(names) == len(set(names))
+
+
+# --- what it reports can be had again ---------------------------------------------------------------------------
+
+
+def leaves_of(instance) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(instance)]
+
+
+@pytest.mark.parametrize("name", ["T4a", "T8a"])
+def test_the_worst_instance_is_replayed_bit_for_bit(name):
+    theorem = theorems.get(name)
+    verdict = verify(theorem, KEY, instances=2_500)
+    again = replay(theorem, KEY, verdict.worst_index)
+    for one, other in zip(leaves_of(verdict.worst_instance), leaves_of(again), strict=True):
+        assert one.tobytes() == other.tobytes()
+    sides, _ = theorem.compare(again)
+    part = theorem.parts.index(verdict.worst_part)
+    for value, reported in zip(sides, verdict.worst_sides, strict=True):
+        assert agree(float(value[part]), reported, EXACT)
+
+
+def test_a_verdict_is_the_same_twice():
+    one, other = (verify(theorems.get("T4a"), KEY, instances=2_500) for _ in range(2))
+    for field in ("holds", "violations", "worst_slack", "tightest", "worst_index", "worst_part", "worst_sides"):
+        assert getattr(one, field) == getattr(other, field)
+
+
+def test_instances_do_not_depend_on_how_many_are_drawn():
+    theorem = claim(lambda i: (gap(i), jnp.float64(0.5)))
+    few, many = verify(theorem, KEY, instances=900), verify(theorem, KEY, instances=25_000)
+    assert few.violations <= many.violations
+    counted = sum(float(gap(replay(theorem, KEY, index))) > 0.5 for index in range(20))
+    assert verify(theorem, KEY, instances=20).violations == counted
+
+
+def test_batches_change_nothing(monkeypatch):
+    theorem = claim(lambda i: (gap(i), jnp.float64(0.5)))
+    whole = verify(theorem, KEY, instances=25_000)
+    monkeypatch.setattr(verification, "BATCH", 3_700)
+    other = verify(theorem, KEY, instances=25_000)
+    assert (whole.violations, whole.worst_index) == (other.violations, other.worst_index)
+    assert agree(whole.worst_slack, other.worst_slack, EXACT)
+    assert agree(whole.tightest, other.tightest, EXACT)
+
+
+def test_the_last_batch_counts_only_what_was_asked_for():
+    theorem = claim(lambda _: (jnp.float64(1.0), jnp.float64(0.0)))
+    assert verify(theorem, KEY, instances=1_001).violations == 1_001
+
+
+def test_progress_is_told_after_every_batch():
+    told = []
+    verify(claim(lambda i: (gap(i), jnp.inf)), KEY, instances=2_500, progress=told.append)
+    assert told == [1_000, 2_000, 2_500]
+
+
+def test_another_key_draws_other_instances():
+    theorem = claim(gap)
+    first, other = (replay(theorem, jax.random.key(seed), 0) for seed in (0, 1))
+    assert float(first.lam) != float(other.lam)
+
+
+def test_replay_needs_a_number_from_zero():
+    with pytest.raises(ValueError, match="index=-1; instances are numbered from 0"):
+        replay(claim(gap), KEY, -1)
+
+
+def test_a_block_of_random_numbers_can_run_out():
+    with pytest.raises(ValueError, match="give it a larger count"):
+        instances.Draws(KEY, count=4).normal((5,))
+
+
+def test_random_numbers_have_the_moments_they_should():
+    draws = jax.jit(
+        jax.vmap(lambda key: (instances.Draws(key).uniform(shape=(64,)), instances.Draws(key).normal((64,))))
+    )
+    uniform, normal = draws(jax.random.split(KEY, 4_000))
+    for numbers, mean, variance in ((uniform, 0.5, 1 / 12), (normal, 0.0, 1.0)):
+        spread = math.sqrt(variance / numbers.size)
+        assert abs(float(jnp.mean(numbers)) - mean) < 5 * spread
+        assert abs(float(jnp.var(numbers)) - variance) < 5 * spread * 2
+    neighbours = np.corrcoef(np.asarray(uniform[:, 0]), np.asarray(uniform[:, 1]))[0, 1]
+    assert abs(neighbours) < 5 / math.sqrt(4_000)
