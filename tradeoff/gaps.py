@@ -114,7 +114,7 @@ def surplus(world: World, log_policy: LogPolicy, lam: ArrayLike) -> Float[Array,
         >>> from tradeoff import loss_constraint, worlds
         >>> world = worlds.golden()
         >>> round(float(surplus(world, loss_constraint.optimal_policy(world, 3.0), 1.0)), 4)
-        0.0667
+        0.0414
     """
     log_policy = check_policy(world, log_policy)
     p_f, seen = world.capability.p, world.training_safety

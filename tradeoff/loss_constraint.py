@@ -71,7 +71,7 @@ def gaps(world: World, lam: Numbers) -> Gaps:
     Example:
         >>> from tradeoff import worlds
         >>> at = gaps(worlds.golden(), [0.1, 1.0, 10.0])
-        >>> at.safety.round(13).tolist()
+        >>> [round(gap, 13) for gap in at.safety.tolist()]
         [0.3784700509623, 0.0865564926087, 0.0044228528827]
 
     Source: T2(a) (framework).
@@ -108,8 +108,8 @@ def proxy_gap(world: World, lam: Numbers) -> Float[Array, "*L"]:
 
     Example:
         >>> from tradeoff import worlds
-        >>> proxy_gap(worlds.over_penalised(), [1.0, 10.0]).round(4).tolist()
-        [0.3681, 0.0289]
+        >>> [round(gap, 4) for gap in proxy_gap(worlds.over_penalised(), [1.0, 10.0]).tolist()]
+        [0.3681, 0.0212]
     """
     return _sweep(world, check_penalty(lam))["proxy"]
 

@@ -182,8 +182,9 @@ def penalised_path(quad: Quadratic, lam: Numbers) -> PenalisedPoint:
 
     Example:
         >>> from tradeoff.problems import quadratic
-        >>> penalised_path(quadratic.golden(), [0.1, 1.0, 10.0]).gaps.safety.round(4).tolist()
-        [0.907, 0.4444, 0.0278]
+        >>> at = penalised_path(quadratic.golden(), [0.1, 1.0, 10.0])
+        >>> [round(gap, 12) for gap in at.gaps.safety.tolist()]
+        [0.907029478458, 0.444444444444, 0.027777777778]
 
     Source: T14(c) (framework).
     """

@@ -31,8 +31,9 @@ def test_it_holds_with_many_parameters(name, seed):
 
 
 def test_a_ball_can_be_safer_than_any_large_penalty_and_need_not_be():
-    """T18(b) on the over-penalised world: the sign of the comparison turns where the radius passes the mismatch."""
-    world = to.worlds.over_penalised()
+    """T18(b): with a proxy that is off by a little, a small ball is safer than any large penalty, and a large one is not."""
+    laws = ([[0.5, 0.5]], [[0.1, 0.9]], [[0.6, 0.4]])
+    world = to.World(*(to.DataLaw([1.0], rows) for rows in laws))
     limit = float(to.loss_constraint.gaps(world, jnp.inf).safety)
     safe = float(jnp.sqrt(4 * world.proxy_mismatch))
     for radius, safer in ((0.5 * safe, True), (10 * safe, False)):

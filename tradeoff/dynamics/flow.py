@@ -106,7 +106,7 @@ def relaxation_time(world: World, lam: ArrayLike) -> Float[Array, ""]:
     Example:
         >>> from tradeoff import worlds
         >>> round(float(relaxation_time(worlds.one_conflict(0.5), 0.0)), 6)
-        12.5
+        6.25
     """
     return _relaxation_time(world, loss_constraint.check_penalty(lam))
 

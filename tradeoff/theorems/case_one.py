@@ -9,7 +9,7 @@ from tradeoff.theorems import instances as draw
 from tradeoff.theorems._expressions import log0, log_share, log_slope, over, pooled_entropy, silent
 from tradeoff.theorems.claim import Sides, Tight, theorem
 from tradeoff.theorems.instances import AtPenalty, WithPolicy
-from tradeoff.tolerances import DERIVATIVE, IDENTITY, LIMIT
+from tradeoff.tolerances import IDENTITY, LIMIT
 from tradeoff.worlds.world import DataLaw, World
 
 WORLDS = draw.at_penalty()
@@ -97,7 +97,7 @@ def every_policy_pays_the_value_and_its_surplus(instance: WithPolicy) -> Sides:
     parts=("V' = G_s", "dG_f = -λ dG_s", "G_s falls", "G_f rises"),
     relation=("==", "==", "<=", ">="),
     makes_precise=LAMBDA_UP,
-    tolerance=DERIVATIVE,
+    tolerance=IDENTITY,
 )
 def raising_the_penalty_trades_capability_for_proxy_safety(instance: AtPenalty) -> Sides:
     """A higher penalty lowers the safety gap that the penalty sees and raises the capability gap, at the rate λ."""
@@ -120,7 +120,7 @@ def raising_the_penalty_trades_capability_for_proxy_safety(instance: AtPenalty) 
     relation="==",
     assumptions=(draw.EXACT_PROXY,),
     without={"exact proxy": lambda: AtPenalty(_over_penalised(), jnp.float64(2.0))},
-    tolerance=DERIVATIVE,
+    tolerance=IDENTITY,
 )
 def safety_gap_falls_at_the_rate_of_conflict(instance: AtPenalty) -> Sides:
     """How fast a penalty buys safety is a chi-squared conflict, weighted where both sides have weight."""

@@ -187,6 +187,7 @@ def theorem(
         **rest: the other fields of `Theorem`.
 
     Example:
+        >>> import jax
         >>> from tradeoff import loss_constraint
         >>> from tradeoff.theorems import instances, verify
         >>> @theorem("gap-below-one", title="a guess", statement=r"G_s\le 1", family=instances.at_penalty())

@@ -10,7 +10,7 @@ from tradeoff.theorems import instances as draw
 from tradeoff.theorems._expressions import over
 from tradeoff.theorems.claim import Sides, Tight, theorem
 from tradeoff.theorems.instances import AtPenalty, PerContext, WithPolicy, WithWeights
-from tradeoff.tolerances import DERIVATIVE, IDENTITY
+from tradeoff.tolerances import IDENTITY
 from tradeoff.worlds import generate
 from tradeoff.worlds.world import DataLaw, World
 
@@ -92,7 +92,7 @@ def the_ends_are_perfect_on_one_side(instance: WithPolicy) -> Sides:
     assumptions=(draw.EXACT_PROXY,),
     without={"exact proxy": lambda: PerContext(generate.over_penalised(), jnp.float64(0.5), jnp.array([100.0]))},
     makes_precise=LAMBDA,
-    tolerance=DERIVATIVE,
+    tolerance=IDENTITY,
 )
 def the_penalty_is_the_slope(instance: PerContext) -> Sides:
     """The penalty is the exchange rate: how many nats of capability one nat of safety costs there, ever more of them."""

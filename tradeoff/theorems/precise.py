@@ -38,8 +38,8 @@ def evaluate(function: Callable[..., Any], *arguments: Any, digits: int = DIGITS
 
     Example:
         >>> import jax.numpy as jnp
-        >>> print(evaluate(lambda x: jnp.exp(x) - 1, 1e-20, digits=30))  # float64 gives 0
-        1.0e-20
+        >>> mpmath.nstr(evaluate(lambda x: jnp.exp(x) - 1, 1e-20, digits=40), 10)  # float64 gives 0
+        '1.0e-20'
     """
     flat, tree = jax.tree.flatten(arguments)
     closed, shape = jax.make_jaxpr(lambda *leaves: function(*jax.tree.unflatten(tree, leaves)), return_shape=True)(
