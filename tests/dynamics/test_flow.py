@@ -66,7 +66,7 @@ def test_relaxation_time_is_the_slowest_decay():
     problem = Tabular(world)
     time = float(relaxation_time(world, lam))
     unequal = jnp.arange(12.0).reshape(4, 3)  # the aligned start is at rest already in the context that only safety has
-    flow = gradient_flow(problem, unequal, [10 * time, 11 * time], lam)
+    flow = gradient_flow(problem, unequal, [8 * time, 9 * time], lam)
     surplus = [float(to.surplus(world, problem.log_policy(z), lam)) for z in flow.parameters]
     assert agree(np.log(surplus[0] / surplus[1]), 2.0, RATE)  # e^(-2 t/time), up to the next order
 
