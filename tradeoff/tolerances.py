@@ -60,4 +60,4 @@ def agree(a: float, b: float, tolerance: Tolerance) -> bool:
     """Whether two finite numbers agree within a tolerance; infinities agree with themselves only."""
     if a == b:
         return True
-    return abs(a - b) <= tolerance.absolute + tolerance.relative * max(abs(a), abs(b))
+    return bool(abs(a - b) <= tolerance.absolute + tolerance.relative * max(abs(a), abs(b)))
