@@ -15,10 +15,11 @@ CAPTION = (
 
 def draw(data: xr.Dataset) -> Figure:
     """One row for each claim."""
-    rows = list(
-        zip(data.theorem.values, data.title.values, data.tightest.where(data.inequality, other=float("nan")).values, data.holds.values,
-            strict=True)
-    )  # fmt: skip
+    rows = []
+    for claim in data.theorem.values:
+        one = data.sel(theorem=claim)
+        ratio = float(one.tightest) if bool(one.inequality) else float("nan")
+        rows.append((str(claim), str(one.title.values), ratio, bool(one.holds)))
     figure = Figure(figsize=(7.2, 0.6 + 0.19 * len(rows)))
     ax = figure.subplots()
     plotting.verdicts(ax, rows)
