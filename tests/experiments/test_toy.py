@@ -43,7 +43,8 @@ def test_e1_a_nearer_proxy_keeps_more_safety_at_every_penalty(results):
 def test_e2_more_overlap_is_worse_at_every_safety_gap(results):
     data = results[1]["e2_context_overlap"]
     grid = np.linspace(0.01, 0.8, 50)
-    curves = [np.interp(grid, one.safety_gap[::-1], one.capability_gap[::-1]) for _, one in data.groupby("overlap")]
+    each = [data.sel(overlap=overlap) for overlap in data.overlap.values]
+    curves = [np.interp(grid, one.safety_gap.values[::-1], one.capability_gap.values[::-1]) for one in each]
     assert np.all(np.diff(np.array(curves), axis=0) > 0)
     assert np.all(data.lower_limit <= data.capability_gap)
 

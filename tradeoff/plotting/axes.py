@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 import tradeoff
-from tradeoff._records import Numbers
 from tradeoff.gaps import Gaps
 from tradeoff.theorems import Verdict
 from tradeoff.worlds.world import World
@@ -15,7 +14,7 @@ from tradeoff.worlds.world import World
 SAFETY, CAPABILITY = "safety gap $G_s$ (nats)", "capability gap $G_f$ (nats)"
 
 
-def gap_against_penalty(ax: Axes, lam: Numbers, gap: Numbers, **look: Any) -> None:
+def gap_against_penalty(ax: Axes, lam: Any, gap: Any, **look: Any) -> None:
     """Draw a gap against the penalty, with a logarithmic penalty axis.
 
     Args:
@@ -28,7 +27,7 @@ def gap_against_penalty(ax: Axes, lam: Numbers, gap: Numbers, **look: Any) -> No
     ax.set(xscale="log", xlabel=r"penalty $\lambda$")
 
 
-def frontier(ax: Axes, safety: Numbers, capability: Numbers, **look: Any) -> None:
+def frontier(ax: Axes, safety: Any, capability: Any, **look: Any) -> None:
     """Draw a frontier in the plane of the two gaps.
 
     Args:
@@ -50,7 +49,7 @@ def flow(ax: Axes, gaps: Gaps, **look: Any) -> None:
     )
 
 
-def limit(ax: Axes, world: World, safety: Numbers, **look: Any) -> None:
+def limit(ax: Axes, world: World, safety: Any, **look: Any) -> None:
     """Shade what no policy of any kind can reach, by the closed-form limit T8(c).
 
     Args:
