@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 if TYPE_CHECKING:
-    from tradeoff.theorems import Theorem
+    from tradeoff.theorems import Falsification, Theorem, Verdict
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Verify:
         falsify: climb towards a violation as well, and report the tightest instance.
         restarts: ascents of the falsifier.
         seed: seed of the random instances.
+        record: folder that keeps the runs: stopped, they go on; asked for more, they draw only the rest.
         list_only: only list the theorems.
         json: print JSON for a machine to read.
     """
@@ -34,14 +35,12 @@ class Verify:
     falsify: bool = False
     restarts: int = 64
     seed: int = 0
+    record: Path | None = None
     list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
     json: bool = False
 
     def run(self) -> int:
         """Print one line for each theorem as its verdict comes in."""
-        import jax
-        from tqdm import tqdm
-
         from tradeoff import theorems
 
         try:
@@ -55,42 +54,41 @@ class Verify:
             for claim in claims:
                 print(f"{claim.name:14s} {claim.title}")
             return 0
-        rows, failed = [], 0
-        for claim in claims:
-            with tqdm(total=self.instances, desc=claim.name, leave=False, disable=not sys.stderr.isatty()) as bar:
-                verdict = theorems.verify(
-                    claim,
-                    jax.random.key(self.seed),
-                    self.instances,
-                    progress=_advance(bar),
-                )
-            attack = theorems.falsify(claim, jax.random.key(self.seed), self.restarts) if self.falsify else None
-            broken = attack is not None and attack.broken
-            failed += broken or not verdict.holds
-            row = {
-                "name": claim.name,
-                "title": claim.title,
-                "proved": claim.proved,
-                "holds": verdict.holds,
-                "instances": verdict.instances,
-                "violations": verdict.violations,
-                "tightest": None if np.isnan(verdict.tightest) else verdict.tightest,
-                "worst_slack": verdict.worst_slack,
-                "worst_index": verdict.worst_index,
-            }
-            if attack is not None:
-                row |= {"broken": attack.broken, "attack_ratio": None if np.isnan(attack.ratio) else attack.ratio}
-                row["refuted"] = attack.refuted
-            rows.append(row)
-            if not self.json:
-                print(_line(row) if verdict.holds else verdict, flush=True)
-                if attack is not None:
-                    print(f"    {attack}", flush=True)
-        if self.json:
-            print(json.dumps(rows, indent=1))
-        else:
-            print(f"{len(rows) - failed} of {len(rows)} hold on {self.instances:,} instances each.")
-        return int(failed > 0)
+        rows = []
+        try:
+            for verdict, attack in self._verdicts(claims):
+                rows.append(_row(verdict, attack))
+                if not self.json:
+                    print(_line(rows[-1]) if verdict.holds else verdict, flush=True)
+                    if attack is not None:
+                        print(f"    {attack}", flush=True)
+        except ValueError as error:
+            return _refuse(str(error))
+        held = sum(row["holds"] and not row.get("broken", False) for row in rows)
+        print(
+            json.dumps(rows, indent=1)
+            if self.json
+            else f"{held} of {len(rows)} hold on {self.instances:,} instances each."
+        )
+        return int(held < len(rows))
+
+    def _verdicts(self, claims: "Sequence[Theorem]") -> "Iterator[tuple[Verdict, Falsification | None]]":
+        """The verdict on each claim, and the attack on it when one was asked for, under a progress bar."""
+        import jax
+        from tqdm import tqdm
+
+        from tradeoff import theorems
+
+        key, done = jax.random.key(self.seed), dict.fromkeys((claim.name for claim in claims), 0)
+        total, quiet = len(claims) * self.instances, not sys.stderr.isatty()
+        with tqdm(total=total, unit=" instances", unit_scale=True, leave=False, disable=quiet) as bar:
+
+            def advance(claim: "Theorem", count: int) -> None:
+                bar.update(count - done[claim.name])
+                done[claim.name] = count
+
+            for verdict in theorems.verify_each(claims, key, self.instances, advance, self.record):
+                yield verdict, theorems.falsify(verdict.theorem, key, self.restarts) if self.falsify else None
 
 
 @dataclass(frozen=True)
@@ -172,11 +170,23 @@ def _claims(name: str) -> "Sequence[Theorem]":
     return theorems.load(name) if name.endswith(".py") or Path(name).is_file() else (theorems.get(name),)
 
 
-def _advance(bar: Any) -> Callable[[int], None]:
-    def advance(done: int) -> None:
-        bar.update(done - bar.n)
-
-    return advance
+def _row(verdict: "Verdict", attack: "Falsification | None") -> dict[str, Any]:
+    """What is printed of a verdict and an attack, as JSON values."""
+    row: dict[str, Any] = {
+        "name": verdict.theorem.name,
+        "title": verdict.theorem.title,
+        "proved": verdict.theorem.proved,
+        "holds": verdict.holds,
+        "instances": verdict.instances,
+        "violations": verdict.violations,
+        "tightest": None if np.isnan(verdict.tightest) else verdict.tightest,
+        "worst_slack": verdict.worst_slack,
+        "worst_index": verdict.worst_index,
+    }
+    if attack is not None:
+        row |= {"broken": attack.broken, "attack_ratio": None if np.isnan(attack.ratio) else attack.ratio}
+        row["refuted"] = attack.refuted
+    return row
 
 
 def _line(row: dict) -> str:

@@ -1,35 +1,10 @@
 """Files of results: written whole or not at all, and read back only when they are what they should be."""
 
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import xarray as xr
 
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place; an error or a kill leaves the old file as it was.
-
-    Args:
-        path: the file to write; its folder is made.
-        write: called with the path of the temporary file.
-
-    Raises:
-        OSError: when the folder cannot be written; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    beside = Path(name)
-    try:
-        write(beside)
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        beside.chmod(0o644)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+from tradeoff._files import write_atomically
 
 
 def save(dataset: xr.Dataset, path: Path) -> None:

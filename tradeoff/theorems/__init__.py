@@ -14,3 +14,4 @@ from tradeoff.theorems.registry import get as get
 from tradeoff.theorems.verification import Verdict as Verdict
 from tradeoff.theorems.verification import replay as replay
 from tradeoff.theorems.verification import verify as verify
+from tradeoff.theorems.verification import verify_each as verify_each

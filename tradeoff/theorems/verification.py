@@ -1,9 +1,15 @@
-"""Checking a theorem on random instances: vectorised, in batches of bounded memory, replayable from the key."""
+"""Checking a theorem on random instances: vectorised, in batches of bounded memory, replayable from the key.
 
+A long run may keep a record: stopped anywhere it goes on from there, and asked for more instances it draws the rest.
+"""
+
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +18,20 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from tradeoff.theorems.claim import Family, Theorem
+from tradeoff.theorems.tally import EMPTY, Record
 
 BATCH = 1_000
 """Instances are drawn and checked this many at a time: small enough for the cache, and one compiled shape for all runs."""
+QUICK = 100_000
+"""Up to so many instances a check is compiled without optimisation: compiling takes longer than running."""
+LEAN = {"xla_cpu_use_fusion_emitters": False}
+"""XLA's older code generator: programs of many small steps run as fast and compile in two thirds of the time."""
+UNOPTIMISED = LEAN | {"xla_backend_optimization_level": 0}
+"""Half to a third of the speed, and a quarter of the time to compile."""
+THREADS = 2
+"""Claims that `verify_each` checks at once: most of the time goes into compiling, which leaves Python free."""
+KEPT_EVERY = 10.0
+"""Seconds between two writings of a record."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +42,7 @@ class Verdict:
         theorem: the theorem.
         holds: whether no instance violated it.
         instances: how many were checked.
-        violations: how many violated it (an undefined side counts).
+        violations: how many violated it.
         worst_slack: the least relative slack over instances and parts, in [-1, 1]; negative values within rounding are
             no violation. For an equality, minus the greatest relative error.
         tightest: the greatest ratio of the smaller side to the larger one over instances and parts where both are
@@ -66,6 +83,7 @@ def verify(
     key: Array,
     instances: int = 10_000,
     progress: Callable[[int], None] | None = None,
+    record: Path | None = None,
 ) -> Verdict:
     """Check a theorem on random instances of its family.
 
@@ -76,12 +94,16 @@ def verify(
         key: a JAX random key.
         instances: how many to draw, at least 1.
         progress: called with the number of instances done after each batch.
+        record: a JSON file in which the run is kept, with the worst instance in full. A run of the same claim and key
+            goes on where the file ends; the file of another claim, key or version of the code is begun anew.
 
     Returns:
         A `Verdict`.
 
     Raises:
-        ValueError: when `instances` is below 1, or the sides are not scalars (or not one for each part).
+        ValueError: when `instances` is below 1, the sides are not scalars (or not one for each part) or are undefined
+            (NaN) at an instance, the claim gives other sides when it is run again, or the family draws an instance that
+            breaks one of the claim's assumptions; the message names the instance.
 
     Example:
         >>> from tradeoff import theorems
@@ -92,32 +114,85 @@ def verify(
     if instances < 1:
         raise ValueError(f"verify was given instances={instances}; at least 1 is required.")
     began = time.perf_counter()
-    draw, check = _draws(theorem.family), _checker(theorem)
-    violations, tightest, worst, worst_index = 0, -np.inf, None, 0
-    for start in range(0, instances, BATCH):
-        numbers = np.arange(start, start + BATCH)
+    draw, check = _draws(theorem.family), _checker(theorem, instances <= QUICK)
+    if not theorem.sides.__module__.startswith(__package__ or ""):
+        _refuse_chance(theorem, draw(key, np.arange(BATCH)))
+    kept = None if record is None else Record(record, theorem, key)
+    tally = EMPTY if kept is None else kept.read()
+    saved = began
+    while tally.checked < instances:
+        numbers = np.arange(tally.checked, tally.checked + BATCH)
         found = jax.device_get(check(draw(key, numbers), numbers < instances))
-        if worst is None or found.rank < worst.rank:
-            worst, worst_index = found, start + int(found.at)
-        violations += int(found.violations)
-        tightest = max(tightest, float(found.ratio))
+        _refuse_ill_posed(theorem, found, tally.checked)
+        whole = tally.checked + BATCH <= instances
+        tally = tally.with_batch(found, min(tally.checked + BATCH, instances))
+        if (
+            kept is not None
+            and whole
+            and (time.perf_counter() - saved > KEPT_EVERY or tally.checked + BATCH > instances)
+        ):
+            kept.write(tally, replay(theorem, key, tally.worst_index))
+            saved = time.perf_counter()
         if progress is not None:
-            progress(min(start + BATCH, instances))
-    assert worst is not None  # there is at least one batch
-    part = int(worst.part)
+            progress(tally.checked)
     return Verdict(
         theorem=theorem,
-        holds=violations == 0,
-        instances=instances,
-        violations=violations,
-        worst_slack=float(worst.slack),
-        tightest=tightest if np.isfinite(tightest) else float("nan"),
-        worst_instance=replay(theorem, key, worst_index),
-        worst_index=worst_index,
-        worst_part=theorem.parts[part] if theorem.parts else "",
-        worst_sides=(float(worst.left), float(worst.right)),
+        holds=tally.violations == 0,
+        instances=tally.checked,
+        violations=tally.violations,
+        worst_slack=tally.worst_slack,
+        tightest=tally.tightest if np.isfinite(tally.tightest) else float("nan"),
+        worst_instance=replay(theorem, key, tally.worst_index),
+        worst_index=tally.worst_index,
+        worst_part=theorem.parts[tally.worst_part] if theorem.parts else "",
+        worst_sides=tally.worst_sides,
         seconds=time.perf_counter() - began,
     )
+
+
+def verify_each(
+    claims: Sequence[Theorem],
+    key: Array,
+    instances: int = 10_000,
+    progress: Callable[[Theorem, int], None] | None = None,
+    folder: Path | None = None,
+) -> Iterator[Verdict]:
+    """The verdicts on many theorems, in order, a few at a time.
+
+    Args:
+        claims: the theorems.
+        key: a JAX random key.
+        instances: how many to draw for each.
+        progress: called with a theorem and the number of its instances done.
+        folder: where the runs are kept, one record for each theorem.
+
+    Raises:
+        ValueError: as `verify`.
+
+    Example:
+        >>> from tradeoff import theorems
+        >>> claims = [theorems.get("T4a"), theorems.get("T2b")]
+        >>> [verdict.theorem.name for verdict in verify_each(claims, jax.random.key(0), instances=100)]
+        ['T4a', 'T2b']
+    """
+    stopped = threading.Event()
+
+    def one(claim: Theorem) -> Verdict:
+        def tell(done: int) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
+            if progress is not None:
+                progress(claim, done)
+
+        return verify(claim, key, instances, tell, None if folder is None else folder / f"{claim.name}.json")
+
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        yield from pool.map(one, claims)
+    finally:
+        # Whoever stops reading stops the work: a claim ends with its batch, and the waiting ones never begin.
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def replay(theorem: Theorem, key: Array, index: int) -> Any:
@@ -134,10 +209,24 @@ def replay(theorem: Theorem, key: Array, index: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[index - start], batch)
 
 
+def understood(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of some compiler options that this version of XLA knows; they change how long things take, and last bits."""
+    return {name: value for name, value in options.items() if _is_understood(name, value)}
+
+
+@cache
+def _is_understood(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda x: x, compiler_options={name: value})(0.0)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
 @cache
 def _draws(family: Family) -> Callable[[Array, ArrayLike], Any]:
     """Compiled drawing of a batch of instances; families are shared, so each is compiled once."""
-    batch = jax.jit(jax.vmap(family.draw))
+    batch = jax.jit(jax.vmap(family.draw), compiler_options=understood(LEAN))
     return lambda key, numbers: batch(_keys(key, numbers))
 
 
@@ -147,8 +236,8 @@ def _keys(key: Array, numbers: Array) -> Array:
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
-class _Found(NamedTuple):
-    """What one batch showed: its worst instance and part, both sides there, and counts."""
+class Found(NamedTuple):
+    """What one batch showed: its worst instance and part, both sides there, counts, and where it was ill posed."""
 
     rank: Array
     slack: Array
@@ -158,16 +247,16 @@ class _Found(NamedTuple):
     right: Array
     violations: Array
     ratio: Array
+    broken: Array
 
 
 @cache
-def _checker(theorem: Theorem) -> Callable[[Any, ArrayLike], _Found]:
+def _checker(theorem: Theorem, quick: bool) -> Callable[[Any, ArrayLike], Found]:
     """Compiled check of a batch."""
     equality = jnp.array([relation == "==" for relation in theorem.relations])
     floor = theorem.tolerance.absolute
 
-    @jax.jit
-    def check(batch: Any, counted: Array) -> _Found:
+    def check(batch: Any, counted: Array) -> Found:
         sides, slack = jax.vmap(theorem.compare)(batch)
         left, right = sides
         violated = jax.vmap(theorem.violations)(sides) & counted[:, None]
@@ -178,9 +267,42 @@ def _checker(theorem: Theorem) -> Callable[[Any, ArrayLike], _Found]:
         finite = jnp.isfinite(left) & jnp.isfinite(right)
         comparable = finite & (jnp.maximum(left, right) > floor) & ~equality[None, :]
         ratio = jnp.where(comparable & counted[:, None], 1 - ranked, -jnp.inf)
-        violations = jnp.sum(jnp.any(violated, axis=-1))
-        return _Found(
-            rank[at, part], slack[at, part], at, part, left[at, part], right[at, part], violations, jnp.max(ratio)
+        assumed = [jax.vmap(assumption.holds)(batch) | ~counted for assumption in theorem.assumptions]
+        # For each assumption the first instance without it, or -1.
+        broken = [jnp.where(jnp.all(held), -1, jnp.argmin(held)) for held in assumed]
+        return Found(
+            rank[at, part], slack[at, part], at, part, left[at, part], right[at, part],
+            jnp.sum(jnp.any(violated, axis=-1)), jnp.max(ratio), jnp.array(broken, int),
+        )  # fmt: skip
+
+    return jax.jit(check, compiler_options=understood(UNOPTIMISED if quick else LEAN))
+
+
+def _refuse_ill_posed(theorem: Theorem, found: Found, start: int) -> None:
+    """A side that is NaN is no verdict, and an instance outside the claim's assumptions is no evidence."""
+    for assumption, at in zip(theorem.assumptions, found.broken.tolist(), strict=True):
+        if at >= 0:
+            raise ValueError(
+                f"instance {start + at} of {theorem.name} breaks its assumption {assumption.name!r} ({assumption.words}); "
+                "give the claim a family whose instances satisfy what it assumes."
+            )
+    if np.isnan(found.slack):
+        part = f" ({theorem.parts[int(found.part)]})" if theorem.parts else ""
+        raise ValueError(
+            f"at instance {start + int(found.at)} the sides of {theorem.name}{part} are {float(found.left):g} and "
+            f"{float(found.right):g}; both must be defined (an infinite side is allowed, NaN is not): find the 0/0, "
+            "0·∞ or ∞-∞ in it."
         )
 
-    return check
+
+def _refuse_chance(theorem: Theorem, batch: Any) -> None:
+    """A claim whose sides come out differently when they are traced again draws random numbers of its own."""
+    once, again = (jax.make_jaxpr(jax.vmap(theorem.sides))(batch) for _ in range(2))
+    same = str(once.jaxpr) == str(again.jaxpr) and all(
+        np.array_equal(one, other) for one, other in zip(once.consts, again.consts, strict=True)
+    )
+    if not same:
+        raise ValueError(
+            f"the sides of {theorem.name} differ when they are computed twice; a claim must be a function of its instance "
+            "alone: put what is random into the family, where the key is."
+        )
