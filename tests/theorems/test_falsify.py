@@ -4,14 +4,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import mpmath
 import numpy as np
 import pytest
 
 import tradeoff as to
 from tradeoff import loss_constraint as case_one
-from tradeoff.theorems import falsify, instances, precise
-from tradeoff.tolerances import EXACT, IDENTITY
+from tradeoff.theorems import falsify, instances
+from tradeoff.tolerances import EXACT
 
 KEY = jax.random.key(0)
 
@@ -80,28 +79,6 @@ def test_rounding_is_not_a_counterexample():
     attack = falsify(rounding, KEY, restarts=8)
     assert not attack.broken  # ... and the falsifier knows it for what it is
     assert attack.refuted == 8
-
-
-def test_high_precision_runs_the_same_code():
-    claim = to.theorems.get("T4a")
-    parameters = claim.family.sample(KEY)
-
-    def sides(parameters):
-        return claim.sides(claim.family.build(parameters))
-
-    for ours, exact in zip(sides(parameters), precise.evaluate(sides, parameters), strict=True):
-        np.testing.assert_allclose(ours, exact.astype(float), rtol=IDENTITY.relative, atol=0)
-
-
-def test_high_precision_sees_what_float64_cannot():
-    with mpmath.workdps(60):
-        tiny = precise.evaluate(lambda x: jnp.log1p(x) - x, 2.0**-100, digits=80)
-        assert abs(tiny / -(mpmath.mpf(2) ** -201) - 1) < mpmath.mpf(2) ** -99
-
-
-def test_a_primitive_without_a_rule_is_named():
-    with pytest.raises(precise.UnsupportedError, match="'eigh'"):
-        precise.evaluate(jnp.linalg.eigvalsh, np.eye(2))
 
 
 def test_at_least_one_restart(guess):

@@ -7,13 +7,15 @@ cannot drift from the first.
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.extend.core as jex
 import mpmath
 import numpy as np
+
+from tradeoff.theorems import _precise_linalg as linalg
 
 DIGITS = 80
 
@@ -34,7 +36,7 @@ def evaluate(function: Callable[..., Any], *arguments: Any, digits: int = DIGITS
         The outputs, with every float array replaced by an object array of mpmath numbers (scalars stay scalars).
 
     Raises:
-        UnsupportedError: when the function uses a primitive without a high-precision rule (an eigendecomposition, say).
+        UnsupportedError: when the function uses a primitive without a high-precision rule (the logarithm of the gamma function, say).
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,6 +51,41 @@ def evaluate(function: Callable[..., Any], *arguments: Any, digits: int = DIGITS
         outputs = _run(closed.jaxpr, closed.consts, [_lift(np.asarray(leaf)) for leaf in flat])
     outputs = [out[()] if isinstance(out, np.ndarray) and out.ndim == 0 else out for out in outputs]
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+
+def missing(function: Callable[..., Any], *arguments: Any) -> set[str]:
+    """The primitives of a function that have no high-precision rule; empty when `evaluate` can run it.
+
+    Example:
+        >>> missing(jax.numpy.exp, 1.0)
+        set()
+    """
+    return _unknown(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _unknown(jaxpr: jex.Jaxpr) -> set[str]:
+    found: set[str] = set()
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name in _CALLS:
+            if equation.params.get("name") not in _EXACT:
+                found |= set().union(*map(_unknown, _inner(equation)))
+        elif (name not in _RULES and _kinds(equation) & {"f", "c"}) or "c" in _kinds(equation):
+            found.add(name)
+    return found
+
+
+def _inner(equation: Any) -> Iterator[jex.Jaxpr]:
+    """The functions that an equation calls."""
+    for parameter in equation.params.values():
+        for value in parameter if isinstance(parameter, tuple | list) else [parameter]:
+            if isinstance(value, jex.ClosedJaxpr | jex.Jaxpr):
+                yield value.jaxpr if isinstance(value, jex.ClosedJaxpr) else value
+
+
+def _kinds(equation: Any) -> set[str]:
+    """Of what kinds the outputs are: "f" for floats, "c" for complex numbers."""
+    return {variable.aval.dtype.kind for variable in equation.outvars}
 
 
 def _lift(array: np.ndarray) -> np.ndarray:
@@ -75,11 +112,13 @@ def _run(jaxpr: jex.Jaxpr, consts: Sequence[Any], arguments: Sequence[np.ndarray
 
 def _apply(equation: Any, values: list[np.ndarray]) -> list[np.ndarray]:
     name = equation.primitive.name
-    whole = all(value.dtype != object for value in values) and all(v.aval.dtype.kind != "f" for v in equation.outvars)
+    whole = all(value.dtype != object for value in values) and all(
+        v.aval.dtype.kind not in "fc" for v in equation.outvars
+    )
     if whole and name not in _CALLS:
         return _bind(equation, values)
     rule = _RULES.get(name)
-    if rule is None:
+    if rule is None or ("c" in _kinds(equation) and name not in _CALLS):
         raise UnsupportedError(
             f"no high-precision rule for the JAX primitive {name!r}; the claim was checked in float64 only."
         )
@@ -121,6 +160,38 @@ def _scan(equation: Any, values: list[np.ndarray]) -> list[np.ndarray]:
     if parameters["reverse"]:
         collected.reverse()
     return [*carry, *(np.array(ys) for ys in zip(*collected, strict=True))]
+
+
+def _while(equation: Any, values: list[np.ndarray]) -> list[np.ndarray]:
+    """A loop that stops by itself: constants of the condition, of the body, then carried values."""
+    parameters = equation.params
+    asked, done = parameters["cond_nconsts"], parameters["body_nconsts"]
+    of_condition, of_body, carry = values[:asked], values[asked : asked + done], values[asked + done :]
+    condition, body = parameters["cond_jaxpr"], parameters["body_jaxpr"]
+    # Under `vmap` every lane has a condition of its own, and stops by itself.
+    while (goes_on := _run(condition.jaxpr, condition.consts, [*of_condition, *carry])[0]).any():
+        moved = _run(body.jaxpr, body.consts, [*of_body, *carry])
+        carry = [np.where(_fitted(goes_on, old), new, old) for new, old in zip(moved, carry, strict=True)]
+    return list(carry)
+
+
+def _fitted(lanes: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """A truth value for each lane, shaped to choose between values of all lanes."""
+    return np.reshape(lanes, lanes.shape + (1,) * (np.ndim(value) - lanes.ndim))
+
+
+def _branch(equation: Any, values: list[np.ndarray]) -> list[np.ndarray]:
+    """One of several functions, chosen by a number."""
+    chosen = equation.params["branches"][int(values[0])]
+    return _run(chosen.jaxpr, chosen.consts, values[1:])
+
+
+def _linear_solve(equation: Any, values: list[np.ndarray]) -> list[np.ndarray]:
+    """A system that brings its own solver, after the constants of four functions."""
+    lengths, solver = equation.params["const_lengths"], equation.params["jaxprs"].solve
+    start = lengths.matvec + lengths.vecmat
+    right = values[start + lengths.solve + lengths.transpose_solve :]
+    return _run(solver.jaxpr, solver.consts, [*values[start : start + lengths.solve], *right])
 
 
 def _bind(equation: Any, values: Sequence[Any]) -> list[np.ndarray]:
@@ -176,7 +247,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "pow": lambda a, b: mpmath.power(a, b), "sqrt": mpmath.sqrt, "exp": mpmath.exp, "log": _log,
     "log1p": lambda x: _log(1 + x), "expm1": lambda x: mpmath.exp(x) - 1, "logistic": lambda x: 1 / (1 + mpmath.exp(-x)),
     "tanh": mpmath.tanh, "sin": mpmath.sin, "cos": mpmath.cos, "asin": mpmath.asin, "acos": mpmath.acos,
-    "atan2": mpmath.atan2, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x,
+    "atan2": mpmath.atan2, "ceil": mpmath.ceil, "floor": mpmath.floor, "rem": mpmath.fmod, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x,
 }  # fmt: skip
 _COMPARE: dict[str, Callable[..., Any]] = {
     "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le, "eq": operator.eq, "ne": operator.ne,
@@ -185,16 +256,31 @@ _COMPARE: dict[str, Callable[..., Any]] = {
 _REDUCE: dict[str, Callable[[Any, Any], Any]] = {
     "reduce_sum": operator.add, "reduce_max": max, "reduce_min": min, "reduce_prod": operator.mul,
 }  # fmt: skip
-_MOVED = "broadcast_in_dim reshape transpose squeeze slice split stack concatenate gather rev dynamic_slice expand_dims"
-_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "scan")
+_MOVED = "broadcast_in_dim reshape transpose squeeze slice split stack concatenate gather rev dynamic_slice expand_dims pad scatter"
+_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "scan", "while", "cond")
 
 _RULES: dict[str, Callable[[Any, list[np.ndarray]], list[np.ndarray]]] = {
     **{name: lambda _, v, rule=rule: [_elementwise(rule, v)] for name, rule in _ELEMENTWISE.items()},
     **{name: lambda _, v, rule=rule: [_elementwise(rule, v).astype(bool)] for name, rule in _COMPARE.items()},
-    **{name: lambda e, v, rule=rule: [_reduce(rule, v[0], tuple(e.params["axes"]))] for name, rule in _REDUCE.items()},
+    **{
+        name: lambda e, v, rule=rule: [_reduce(rule, v[0], tuple(map(int, e.params["axes"])))]
+        for name, rule in _REDUCE.items()
+    },
     **dict.fromkeys(_MOVED.split(), _move),
     **dict.fromkeys(_CALLS, _call),
     "scan": _scan,
+    "while": _while,
+    "cond": _branch,
+    "platform_index": lambda e, _: [np.asarray(e.params["platforms"].index(None))],
+    "custom_linear_solve": _linear_solve,
+    "dot_general": linalg.dot_general,
+    "eigh": linalg.eigh,
+    "svd": linalg.svd,
+    "cholesky": linalg.cholesky,
+    "triangular_solve": linalg.triangular_solve,
+    "lu": linalg.lu,
+    "argmax": linalg.argmax,
+    "sort": linalg.sort,
     "select_n": _select,
     "convert_element_type": _convert,
     "integer_pow": lambda e, v: [_elementwise(lambda x: x ** e.params["y"], v)],
