@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two busy processes on two cores: threads of torch that spin while they wait would slow both several times.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce toy test lint gallery clean
+.PHONY: reproduce toy test lint docs gallery clean
 
 reproduce: .venv/made
 	$(BIN)/python -m experiments
@@ -21,6 +21,11 @@ lint: .venv/made
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
+# A page for every theorem, from the objects; then the site, in site/.
+docs: .venv/made
+	$(BIN)/tradeoff document docs/theorems
+	$(BIN)/mkdocs build --strict --quiet
+
 # The gallery of the README and the docs: the last reproduction, committed.
 gallery: reproduce
 	mkdir -p figures/gallery
@@ -31,8 +36,8 @@ gallery: reproduce
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tradeoff needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lm,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lm,dev,docs]'
 	touch $@
 
 clean:
-	rm -rf .venv reproduced
+	rm -rf .venv reproduced site docs/theorems

@@ -1,4 +1,4 @@
-"""The command line: `tradeoff verify`, `tradeoff frontier`."""
+"""The command line: `tradeoff verify`, `tradeoff frontier`, `tradeoff document`."""
 
 import json
 import sys
@@ -151,11 +151,48 @@ class Frontier:
         return 0
 
 
+@dataclass(frozen=True)
+class Document:
+    """Write a Markdown page with a drawing for each theorem, and an index of them.
+
+    Attributes:
+        folder: where the pages go.
+        names: theorems, or Python files that define some; all registered ones unless told.
+        seed: seed of the random instances that the drawings show.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    seed: int = 0
+
+    def run(self) -> int:
+        """Write the pages under a progress bar."""
+        import jax
+        from tqdm import tqdm
+
+        from tradeoff import theorems
+
+        try:
+            from tradeoff import documents
+        except ModuleNotFoundError as error:
+            return _refuse(f"pages need {error.name}; install it with: pip install 'tradeoff[docs]'")
+        try:
+            claims = [claim for name in self.names for claim in _claims(name)] or list(theorems.all())
+            with tqdm(total=len(claims), unit="page", disable=not sys.stderr.isatty()) as bar:
+                written = documents.write_pages(claims, self.folder, jax.random.key(self.seed), lambda _: bar.update())
+        except (KeyError, ValueError) as error:
+            return _refuse(error.args[0])
+        print(written)
+        return 0
+
+
 def main() -> None:
     """Run the command line."""
     command = tyro.cli(
         tyro.conf.OmitSubcommandPrefixes[
-            Annotated[Verify, tyro.conf.subcommand("verify")] | Annotated[Frontier, tyro.conf.subcommand("frontier")]
+            Annotated[Verify, tyro.conf.subcommand("verify")]
+            | Annotated[Frontier, tyro.conf.subcommand("frontier")]
+            | Annotated[Document, tyro.conf.subcommand("document")]
         ],
         prog="tradeoff",
         description="How much safety must fine-tuning cost? Gaps are in nats.",

@@ -11,6 +11,8 @@ from tradeoff.gaps import Gaps
 from tradeoff.theorems import Verdict
 from tradeoff.worlds.world import World
 
+ROUNDING = 1e-17
+"""Where errors of zero are drawn on a logarithmic axis."""
 SAFETY, CAPABILITY = "safety gap $G_s$ (nats)", "capability gap $G_f$ (nats)"
 
 
@@ -83,3 +85,36 @@ def verdicts(ax: Axes, found: Sequence[Verdict] | Sequence[tuple[str, str, float
     ax.set(yticks=[], xlim=(0, 1.0), ylim=(len(rows) - 0.4, -0.6), xlabel="tightest ratio of the two sides")
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
+
+
+def ratios(ax: Axes, found: Sequence[tuple[str, Any]]) -> None:
+    """Draw how often random instances come how close to each bound: the share of them at or above a ratio.
+
+    Args:
+        ax: the axes.
+        found: the name of each inequality, and the ratios of its smaller side to its larger one, shape (N,).
+    """
+    _shares(ax, [(name, np.clip(np.asarray(values), 0, 1)) for name, values in found])
+    ax.set(xlim=(0, 1.01), xlabel="ratio of the two sides (1: attained)")
+
+
+def errors(ax: Axes, found: Sequence[tuple[str, Any]]) -> None:
+    """Draw the relative errors of identities: the share of random instances at or above an error.
+
+    Args:
+        ax: the axes.
+        found: the name of each identity, and its relative errors, shape (N,).
+    """
+    _shares(ax, [(name, np.maximum(np.asarray(values), ROUNDING)) for name, values in found])
+    ax.set(xscale="log", xlabel="relative error of the identity")
+
+
+def _shares(ax: Axes, found: Sequence[tuple[str, Any]]) -> None:
+    """The share of values at or above each, on a grid of quantiles: a drawing needs no more."""
+    below = np.linspace(0, 1, 201)
+    for number, (name, values) in enumerate(found):
+        colour, line = (every[number % len(every)] for every in (tradeoff.plotting.COLOURS, tradeoff.plotting.LINES))
+        ax.plot(np.quantile(values, below), 1 - below, color=colour, linestyle=line, linewidth=1.4, label=name)
+    ax.set(ylim=(0, 1.02), ylabel="instances at or above")
+    if len(found) > 1:
+        ax.figure.legend(loc="outside upper left", ncols=2)

@@ -13,5 +13,6 @@ from tradeoff.theorems.registry import all as all
 from tradeoff.theorems.registry import get as get
 from tradeoff.theorems.verification import Verdict as Verdict
 from tradeoff.theorems.verification import replay as replay
+from tradeoff.theorems.verification import slacks as slacks
 from tradeoff.theorems.verification import verify as verify
 from tradeoff.theorems.verification import verify_each as verify_each

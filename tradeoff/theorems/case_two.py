@@ -51,7 +51,7 @@ PENCIL_NOTHING = 2.0**-34
 @theorem(
     "T12a",
     title="Lipschitz landscape",
-    statement=r"L_s\ \ell_s\text{-Lipschitz on the ball}\Longrightarrow G_s(\theta_\varepsilon)\le\ell_s\varepsilon;\quad"
+    statement=r"L_s\ \ell_s\text{-Lipschitz on the ball}\Longrightarrow G_s(\theta_\varepsilon)\le\ell_s\varepsilon;\quad "
     r"\text{tabular logits: }\ell_s=\sqrt2\|p_s\|_2",
     family=TABLES,
     assumptions=(land.FULL_SAFETY, land.IN_BALL),
@@ -103,7 +103,7 @@ def an_active_ball_costs_at_least_its_square(instance: Landscape) -> Sides:
 @theorem(
     "T12d",
     title="what a ball lets one gain",
-    statement=r"s\|g\|-\tfrac12\beta_fs^2\le\mathrm{gain}(\theta_\varepsilon)\le\varepsilon\|g\|,\qquad"
+    statement=r"s\|g\|-\tfrac12\beta_fs^2\le\mathrm{gain}(\theta_\varepsilon)\le\varepsilon\|g\|,\qquad "
     r"s=\min(\varepsilon,\|g\|/\beta_f)\quad(L_f\text{ convex, }\beta_f\text{-smooth})",
     family=PAIRS,
     parts=("at least", "at most"),
@@ -122,7 +122,7 @@ def the_gain_is_of_the_order_of_radius_times_slope(instance: Landscape) -> Sides
 @theorem(
     "T12e",
     title="how fast capability comes",
-    statement=r"L_f\text{ convex: }G_f(\theta_\varepsilon)\le(1-\varepsilon/R)_+G_f(\theta_s);\quad"
+    statement=r"L_f\text{ convex: }G_f(\theta_\varepsilon)\le(1-\varepsilon/R)_+G_f(\theta_s);\quad "
     r"L_f\text{ quadratic: }\le(1-\varepsilon/R)_+^2G_f(\theta_s),\qquad R=\|\theta_f-\theta_s\|>0",
     family=PAIRS,
     parts=("convex", "quadratic"),
@@ -145,7 +145,7 @@ def capability_comes_at_least_in_proportion(instance: Landscape) -> Sides:
 @theorem(
     "T12-table",
     title="constants of a table of logits",
-    statement=r"\beta_s=\tfrac12\max p_s,\quad G_s(\theta_\varepsilon)\le\tfrac14\varepsilon^2\max\{p_s(x):p_f(x)>0\},\quad"
+    statement=r"\beta_s=\tfrac12\max p_s,\quad G_s(\theta_\varepsilon)\le\tfrac14\varepsilon^2\max\{p_s(x):p_f(x)>0\},\quad "
     r"s\|g\|-\tfrac14\max p_f\,s^2\le\mathrm{gain}(\theta_\varepsilon)\le\min\{\varepsilon\|g\|,\sqrt2\|p_f\|_2\varepsilon\}",
     family=TABLES,
     parts=("smooth", "in the task's contexts", "gain at least", "gain at most", "gain by slope"),
@@ -190,8 +190,8 @@ def a_table_has_explicit_constants(instance: Table) -> Sides:
 @theorem(
     "T13",
     title="square-root trade-off law",
-    statement=r"\sqrt{G_f(\theta)}+\sqrt{\beta_f/\mu_s}\sqrt{G_s(\theta)}\ge\sqrt{G_f(\theta_s)},\quad"
-    r"\sqrt{G_f(\theta)}\ge\sqrt{G_f(\theta_s)}-\sqrt{\beta_f/2}\,\|\theta-\theta_s\|,\quad"
+    statement=r"\sqrt{G_f(\theta)}+\sqrt{\beta_f/\mu_s}\sqrt{G_s(\theta)}\ge\sqrt{G_f(\theta_s)},\quad "
+    r"\sqrt{G_f(\theta)}\ge\sqrt{G_f(\theta_s)}-\sqrt{\beta_f/2}\,\|\theta-\theta_s\|,\quad "
     r"\sqrt{G_s(\theta)}+\sqrt{\beta_s/\mu_f}\sqrt{G_f(\theta)}\ge\sqrt{G_s(\theta_f)}",
     family=DEFINITE,
     parts=("any parameters", "by distance", "symmetric", "Case I", "Case II"),
@@ -306,7 +306,7 @@ def the_multiplier_prices_the_radius(instance: Landscape) -> Sides:
 @theorem(
     "T14b",
     title="the soft form takes the same path",
-    statement=r"\arg\min L_f+\tfrac\mu2\|\theta-\theta_s\|^2=\theta_{\varepsilon(\mu)},\quad\mu\leftrightarrow\varepsilon"
+    statement=r"\mathrm{argmin} L_f+\tfrac\mu2\|\theta-\theta_s\|^2=\theta_{\varepsilon(\mu)},\quad\mu\leftrightarrow\varepsilon"
     r"\text{ one-to-one and falling on }0<\varepsilon<\|\Pi d\|",
     family=PAIRS,
     parts=("minimises", "same point", "there and back", "falls"),
@@ -335,7 +335,7 @@ def weight_decay_is_a_ball(instance: Landscape) -> Sides:
 @theorem(
     "T14c",
     title="Case I of two quadratics",
-    statement=r"H_fv_i=\sigma_iH_sv_i,\ V^\top H_sV=I,\ d=Va:\quad\theta_\lambda-\theta_s=\sum\tfrac{\sigma_i}{\sigma_i+\lambda}a_iv_i,\quad"
+    statement=r"H_fv_i=\sigma_iH_sv_i,\ V^\top H_sV=I,\ d=Va:\quad\theta_\lambda-\theta_s=\sum\tfrac{\sigma_i}{\sigma_i+\lambda}a_iv_i,\quad "
     r"G_s=\tfrac12\sum\tfrac{\sigma_i^2a_i^2}{(\sigma_i+\lambda)^2},\quad G_f=\tfrac12\sum\tfrac{\sigma_i\lambda^2a_i^2}{(\sigma_i+\lambda)^2}",
     family=PENCIL,
     parts=("stationary", "G_s", "G_f", "no point is better"),
@@ -369,7 +369,7 @@ def a_penalty_filters_by_relative_stiffness(instance: Landscape) -> Sides:
 @theorem(
     "T14c-proxy",
     title="Case I of two quadratics with a proxy",
-    statement=r"\theta_\lambda=(H_f+\lambda\hat H_s)^{-1}(H_f\theta_f+\lambda\hat H_s\hat\theta_s)\longrightarrow\hat\theta_s,\quad"
+    statement=r"\theta_\lambda=(H_f+\lambda\hat H_s)^{-1}(H_f\theta_f+\lambda\hat H_s\hat\theta_s)\longrightarrow\hat\theta_s,\quad "
     r"G_s\longrightarrow\tfrac12\|\hat\theta_s-\theta_s\|^2_{H_s}\quad(\lambda\to\infty);\ \text{a finite }\lambda\text{ may be safer}",
     family=MILD,
     parts=("stationary", "limit", "a finite penalty can be safer"),
@@ -435,7 +435,7 @@ def a_ball_is_a_penalty_that_sees_no_landscape(instance: Landscape) -> Sides:
 @theorem(
     "T14d-converse",
     title="otherwise the two cases part",
-    statement=r"H_s\ne cI\ \Longrightarrow\ \exists d:\ \lim_{a\to0}S_{II}(a)/S_*(a)=\tfrac{(\kappa+1)^2}{4\kappa}>1,\quad"
+    statement=r"H_s\ne cI\ \Longrightarrow\ \exists d:\ \lim_{a\to0}S_{II}(a)/S_*(a)=\tfrac{(\kappa+1)^2}{4\kappa}>1,\quad "
     r"\kappa=\mathrm{cond}(H_s)\quad(H_f\succ0)",
     family=DEFINITE,
     parts=("worst ratio", "above one"),
@@ -479,7 +479,7 @@ def with_common_axes_safety_only_falls(instance: Landscape) -> Sides:
 @theorem(
     "T14e-peak",
     title="without common axes a larger ball can be safer",
-    statement=r"H_f=\mathrm{diag}(100,1),\ H_s=\left(\begin{smallmatrix}1&.9\\.9&.82\end{smallmatrix}\right),\ d=(1,-1):\quad"
+    statement=r"H_f=\mathrm{diag}(100,1),\ H_s=\left(\begin{smallmatrix}1&.9\\.9&.82\end{smallmatrix}\right),\ d=(1,-1):\quad "
     r"G_s(.919)>.3,\ G_s(\sqrt2)=.01",
     family=PEAK,
     parts=("rises", "falls again"),
@@ -498,7 +498,7 @@ def a_larger_ball_can_be_safer(instance: Landscape) -> Sides:
 @theorem(
     "T15",
     title="the price of isotropy",
-    statement=r"S_{II}(a)\sim\tfrac12a^2\frac{g^\top H_sg}{\|g\|^4},\quad S_*(a)\sim\tfrac12\frac{a^2}{g^\top H_s^{-1}g},\quad"
+    statement=r"S_{II}(a)\sim\tfrac12a^2\frac{g^\top H_sg}{\|g\|^4},\quad S_*(a)\sim\tfrac12\frac{a^2}{g^\top H_s^{-1}g},\quad "
     r"\lim_{a\to0}\frac{S_{II}}{S_*}=\frac{(g^\top H_sg)(g^\top H_s^{-1}g)}{\|g\|^4}",
     family=MILD,
     parts=("Case II", "best", "price"),
@@ -546,8 +546,8 @@ def the_price_is_bounded_by_the_condition_number(instance: Landscape) -> Sides:
 @theorem(
     "T15a",
     title="no price along an eigenvector",
-    statement=r"\text{price}-1=\sum_{i<j}w_iw_j\frac{(h_i-h_j)^2}{h_ih_j},\ w_i=\tfrac{(u_i^\top g)^2}{\|g\|^2}:\quad"
-    r"\text{price}-1\ge\frac{\|H_sg-mg\|^2}{\|g\|^2\,m\max h},\ m=\tfrac{g^\top H_sg}{\|g\|^2}:\quad"
+    statement=r"\text{price}-1=\sum_{i<j}w_iw_j\frac{(h_i-h_j)^2}{h_ih_j},\ w_i=\tfrac{(u_i^\top g)^2}{\|g\|^2}:\quad "
+    r"\text{price}-1\ge\frac{\|H_sg-mg\|^2}{\|g\|^2\,m\max h},\ m=\tfrac{g^\top H_sg}{\|g\|^2}:\quad "
     r"\text{price}=1\iff H_sg\parallel g",
     family=MILD,
     parts=("one along an eigenvector", "the excess elsewhere", "more than one elsewhere"),

@@ -139,7 +139,7 @@ def a_hybrid_is_as_safe_as_its_safer_half(instance: Table) -> Sides:
 @theorem(
     "T19a",
     title="weight decay on adapters is a nuclear-norm ball",
-    statement=r"\min\{\tfrac12(\|A\|_F^2+\|B\|_F^2):BA=\Delta W\}=\|\Delta W\|_*,\quad\|\Delta W\|_F\le\|\Delta W\|_*\le\sqrt r\|\Delta W\|_F,\quad"
+    statement=r"\min\{\tfrac12(\|A\|_F^2+\|B\|_F^2):BA=\Delta W\}=\|\Delta W\|_*,\quad\|\Delta W\|_F\le\|\Delta W\|_*\le\sqrt r\|\Delta W\|_F,\quad "
     r"G_s\le\tfrac12\beta_s\|\Delta W\|_*^2",
     family=FACTORS,
     parts=("no factors cost less", "nor others of the same update", "balanced ones cost that", "and make it",

@@ -24,7 +24,7 @@ OVERLAP = "more context overlap means less safety after fine-tuning; high repres
     "T17",
     title="feature overlap",
     statement=r"G_s(\theta)=E_{p_s}\mathrm{KL}(P_{\theta_s}\|P_\theta)\le\tfrac14\|\theta-\theta_s\|_F^2\,"
-    r"\lambda_{\max}(\Pi_fE_{p_s}[\varphi\varphi^\top]\Pi_f)\le\tfrac14\|\theta-\theta_s\|_F^2\,\Omega_\varphi;\qquad"
+    r"\lambda_{\max}(\Pi_fE_{p_s}[\varphi\varphi^\top]\Pi_f)\le\tfrac14\|\theta-\theta_s\|_F^2\,\Omega_\varphi;\qquad "
     r"G_s\le E_{p_s}\min(r^2/8,r)",
     family=SHARED,
     parts=("is a divergence", "by the worst direction", "by overlap", "by range"),

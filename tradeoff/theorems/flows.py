@@ -81,7 +81,7 @@ def training_time_filters_like_a_penalty(instance: Landscape) -> Sides:
 @theorem(
     "T16b",
     title="early stopping against weight decay",
-    statement=r"\mu=1/t:\quad G_s^{\mathrm{ridge}}\le G_s^{\mathrm{flow}}\le1.6861\,G_s^{\mathrm{ridge}}\ (\text{common axes}),\qquad"
+    statement=r"\mu=1/t:\quad G_s^{\mathrm{ridge}}\le G_s^{\mathrm{flow}}\le1.6861\,G_s^{\mathrm{ridge}}\ (\text{common axes}),\qquad "
     r"G_f^{\mathrm{flow}}\le G_f^{\mathrm{ridge}}",
     family=COMMUTING,
     parts=("at least as far", "not much further", "more capable"),

@@ -30,7 +30,7 @@ LAMBDA = "the penalty λ moves the model along the safety-capability curve"
 @theorem(
     "T7",
     title="the sweep over penalties is the Pareto frontier",
-    statement=r"\text{for every policy }P,\ \lambda=\lambda(G_s(P)):\quad G_s(\lambda)\le G_s(P),\quad G_f(\lambda)\le G_f(P);\qquad"
+    statement=r"\text{for every policy }P,\ \lambda=\lambda(G_s(P)):\quad G_s(\lambda)\le G_s(P),\quad G_f(\lambda)\le G_f(P);\qquad "
     r"G_f(P)+\mu\,G_s(P)\ge G_f(\mu)+\mu\,G_s(\mu)\text{ for every }\mu",
     family=POLICIES,
     parts=("as safe", "as capable", "supported"),

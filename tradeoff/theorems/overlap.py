@@ -126,7 +126,7 @@ def frontier_lies_between_scaled_ones(instance: AtPenalty) -> Sides:
 @theorem(
     "T5e",
     title="the capability gap need not grow with overlap",
-    statement=r"P_s\approx(.8,.2),\ P_f\approx(.2,.8),\ \lambda\approx.3:\quad G_f(\rho{=}.05)\le G_f(\rho{=}.4)\ge G_f(\rho{=}1),\quad"
+    statement=r"P_s\approx(.8,.2),\ P_f\approx(.2,.8),\ \lambda\approx.3:\quad G_f(\rho{=}.05)\le G_f(\rho{=}.4)\ge G_f(\rho{=}1),\quad "
     r" G_s(.05)\le G_s(.4)\le G_s(1)",
     family=ONE_CONFLICT,
     parts=("G_f rises at first", "G_f falls at last", "G_s rises", "G_s rises on"),

@@ -234,7 +234,7 @@ def a_large_penalty_can_raise_the_safety_gap(instance: AtPenalty) -> Sides:
 @theorem(
     "T6g-converse",
     title="when over-penalising is impossible",
-    statement=r"p_f/\hat p_s=r\text{ on supp }p_s\ \Longrightarrow\ G_s(\lambda)\ge\Phi-\frac{\Gamma}{r+\lambda}\quad"
+    statement=r"p_f/\hat p_s=r\text{ on supp }p_s\ \Longrightarrow\ G_s(\lambda)\ge\Phi-\frac{\Gamma}{r+\lambda}\quad "
     r"\text{(so }\Gamma\le0\Rightarrow G_s\ge\Phi\text{ at every }\lambda)",
     family=CONSTANT_RATIO,
     relation=">=",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from tradeoff.theorems.claim import Family, Theorem
 from tradeoff.theorems.tally import EMPTY, Record
@@ -193,6 +193,34 @@ def verify_each(
         # Whoever stops reading stops the work: a claim ends with its batch, and the waiting ones never begin.
         stopped.set()
         pool.shutdown(cancel_futures=True)
+
+
+def slacks(theorem: Theorem, key: Array, instances: int = 1_000) -> Float[Array, "instances parts"]:
+    """The relative slack of every part on random instances, the first of those that `verify` draws.
+
+    Args:
+        theorem: the theorem.
+        key: a JAX random key.
+        instances: how many, at least 1.
+
+    Returns:
+        Slacks in [-1, 1], shape (instances, parts): one minus the ratio of the smaller side to the larger for an
+        inequality, minus the relative error for an equality.
+
+    Raises:
+        ValueError: when `instances` is below 1, or the sides are not scalars (or not one for each part).
+
+    Example:
+        >>> from tradeoff import theorems
+        >>> slacks(theorems.get("T4a"), jax.random.key(0), 5).shape
+        (5, 6)
+    """
+    if instances < 1:
+        raise ValueError(f"slacks was given instances={instances}; at least 1 is required.")
+    compare = jax.jit(jax.vmap(lambda one: theorem.compare(one)[1]), compiler_options=understood(UNOPTIMISED))
+    starts = range(0, instances, BATCH)
+    found = [compare(_draws(theorem.family)(key, np.arange(start, start + BATCH))) for start in starts]
+    return jnp.concatenate(found)[:instances]
 
 
 def replay(theorem: Theorem, key: Array, index: int) -> Any:
