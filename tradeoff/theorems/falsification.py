@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from tradeoff.theorems import precise
 from tradeoff.theorems.claim import Theorem
+from tradeoff.theorems.verification import LEAN, UNOPTIMISED, understood
 from tradeoff.worlds.world import SUM_TO_ONE_WITHIN, DataLaw
 
 STEPS = 400
@@ -175,7 +176,6 @@ def _judge(theorem: Theorem, parameters: Any, part: int) -> _Judgement:
 def _sides_at(theorem: Theorem) -> Callable[[Any], tuple[Array, Array, Array, Array]]:
     """Compiled: parameters -> both sides, which parts are violated, and whether the instance is one of the family's."""
 
-    @jax.jit
     def at(parameters: Any) -> tuple[Array, Array, Array, Array]:
         instance = theorem.family.build(parameters)
         sides, _ = theorem.compare(instance)
@@ -187,7 +187,7 @@ def _sides_at(theorem: Theorem) -> Callable[[Any], tuple[Array, Array, Array, Ar
         assumed = [jnp.asarray(assumption.holds(instance)) for assumption in theorem.assumptions]
         return *sides, theorem.violations(sides), jnp.all(jnp.array([True, *normalised, *assumed]))
 
-    return at
+    return jax.jit(at, compiler_options=understood(UNOPTIMISED))
 
 
 def _ratio(left: Array, right: Array, relation: str) -> Array:
@@ -245,7 +245,8 @@ def _climbed(theorem: Theorem) -> Callable[[Array], tuple[Any, Array, Array]]:
         found = [next(floats) if free else leaf for leaf, free in zip(leaves, moves, strict=True)]
         return jax.tree.unflatten(tree, found), part, best_height
 
-    return jax.jit(lambda keys: jax.vmap(climb)(keys, jnp.arange(keys.shape[0])))
+    climbs = jax.vmap(climb)
+    return jax.jit(lambda keys: climbs(keys, jnp.arange(keys.shape[0])), compiler_options=understood(UNOPTIMISED))
 
 
 def _simplified(theorem: Theorem, parameters: Any, part: int) -> Any:
