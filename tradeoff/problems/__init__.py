@@ -2,5 +2,6 @@
 
 from tradeoff.problems.problem import Problem as Problem
 from tradeoff.problems.quadratic import Quadratic as Quadratic
+from tradeoff.problems.sequence import Sequence as Sequence
 from tradeoff.problems.softmax_linear import SoftmaxLinear as SoftmaxLinear
 from tradeoff.problems.tabular import Tabular as Tabular

@@ -3,10 +3,32 @@
 from difflib import get_close_matches
 from types import ModuleType
 
-from tradeoff.theorems import case_one, case_two, comparison, features, flows, limits, overlap, similarity
+from tradeoff.theorems import (
+    case_one,
+    case_two,
+    classes,
+    comparison,
+    features,
+    flows,
+    limits,
+    overlap,
+    sequences,
+    similarity,
+)
 from tradeoff.theorems.claim import Theorem
 
-MODULES: tuple[ModuleType, ...] = (case_one, overlap, similarity, limits, case_two, flows, features, comparison)
+MODULES: tuple[ModuleType, ...] = (
+    case_one,
+    overlap,
+    similarity,
+    limits,
+    classes,
+    sequences,
+    case_two,
+    flows,
+    features,
+    comparison,
+)
 
 
 def all() -> tuple[Theorem, ...]:
