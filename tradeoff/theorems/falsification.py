@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from tradeoff.theorems import precise
 from tradeoff.theorems.claim import Theorem
-from tradeoff.theorems.verification import LEAN, UNOPTIMISED, understood
+from tradeoff.theorems.verification import UNOPTIMISED, understood
 from tradeoff.worlds.world import SUM_TO_ONE_WITHIN, DataLaw
 
 STEPS = 400
