@@ -11,6 +11,9 @@ from tradeoff.theorems import (
     features,
     flows,
     limits,
+    methods_policy,
+    methods_quadratic,
+    methods_training,
     overlap,
     sequences,
     similarity,
@@ -28,6 +31,9 @@ MODULES: tuple[ModuleType, ...] = (
     flows,
     features,
     comparison,
+    methods_quadratic,
+    methods_training,
+    methods_policy,
 )
 
 
