@@ -27,7 +27,16 @@ from tradeoff.worlds import World as World  # noqa: E402
 __version__ = "0.1.0"
 
 _FROM = {"theorem": "theorems", "cite": "citations"}
-_ON_FIRST_USE = ("bridge", "dynamics", "parameter_constraint", "plotting", "problems", "studies", "theorems")
+_ON_FIRST_USE = (
+    "bridge",
+    "dynamics",
+    "landscape",
+    "parameter_constraint",
+    "plotting",
+    "problems",
+    "studies",
+    "theorems",
+)
 
 
 def __getattr__(name: str) -> Any:
