@@ -9,3 +9,11 @@ from tradeoff.landscape.operators import fisher as fisher
 from tradeoff.landscape.operators import from_matrix as from_matrix
 from tradeoff.landscape.operators import gauss_newton as gauss_newton
 from tradeoff.landscape.operators import hessian as hessian
+from tradeoff.landscape.spectrum import CurvatureOverlap as CurvatureOverlap
+from tradeoff.landscape.spectrum import SpectralDensity as SpectralDensity
+from tradeoff.landscape.spectrum import TraceEstimate as TraceEstimate
+from tradeoff.landscape.spectrum import curvature_overlap as curvature_overlap
+from tradeoff.landscape.spectrum import density as density
+from tradeoff.landscape.spectrum import generalised_eigenvalues as generalised_eigenvalues
+from tradeoff.landscape.spectrum import principal_angles as principal_angles
+from tradeoff.landscape.spectrum import trace as trace
