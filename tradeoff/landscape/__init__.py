@@ -2,6 +2,12 @@
 
 from tradeoff.landscape.lanczos import RitzPairs as RitzPairs
 from tradeoff.landscape.lanczos import lanczos as lanczos
+from tradeoff.landscape.neighbourhood import BallConstants as BallConstants
+from tradeoff.landscape.neighbourhood import LocalLaw as LocalLaw
+from tradeoff.landscape.neighbourhood import Path as Path
+from tradeoff.landscape.neighbourhood import along as along
+from tradeoff.landscape.neighbourhood import ball_constants as ball_constants
+from tradeoff.landscape.neighbourhood import local_law as local_law
 from tradeoff.landscape.operators import HostOperator as HostOperator
 from tradeoff.landscape.operators import Operator as Operator
 from tradeoff.landscape.operators import dense as dense
