@@ -25,7 +25,7 @@ from tradeoff.landscape import (
 )
 from tradeoff.landscape.spectrum import _interval, _traced_samples
 from tradeoff.problems import SoftmaxLinear, Tabular, quadratic
-from tradeoff.tolerances import DERIVATIVE, EXACT, IDENTITY
+from tradeoff.tolerances import DERIVATIVE, EXACT, IDENTITY, ROOT
 
 KEY = jax.random.key(0)
 SEEDS = 1000
@@ -171,7 +171,7 @@ def test_principal_angles_are_those_they_were_built_with():
     second = np.cos(angles)[:, None] * np.eye(6)[:3] + np.sin(angles)[:, None] * np.eye(6)[3:]
     mixed = np.random.default_rng(0).normal(size=(3, 3)) @ second  # any rows of the same span
     np.testing.assert_allclose(
-        principal_angles(jnp.asarray(first), jnp.asarray(mixed)), angles, rtol=DERIVATIVE.relative * 10, atol=1e-15
+        principal_angles(jnp.asarray(first), jnp.asarray(mixed)), angles, rtol=ROOT.relative, atol=0
     )
 
 
@@ -198,7 +198,7 @@ def test_the_overlap_of_two_policies_curvatures():
     tops = [np.linalg.eigh(dense(operator))[1][:, -3:] for operator in (first, second)]
     expected = np.sort(scipy.linalg.subspace_angles(*tops))
     assert bool(jnp.all(found.first.converged) & jnp.all(found.second.converged))
-    np.testing.assert_allclose(found.angles, expected, atol=1e-6)
+    np.testing.assert_allclose(found.angles, expected, rtol=ROOT.relative, atol=ROOT.absolute)
     whole = generalised_eigenvalues(dense(first), dense(second))
     assert float(found.ratios[0]) <= float(whole[0]) * (1 + DERIVATIVE.relative)
 

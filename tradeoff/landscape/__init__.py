@@ -1,5 +1,17 @@
 """The landscape around an aligned model: curvature of both losses, by the same names for toys and checkpoints."""
 
+from tradeoff.landscape.basins import Basin as Basin
+from tradeoff.landscape.basins import Line as Line
+from tradeoff.landscape.basins import Plane as Plane
+from tradeoff.landscape.basins import Visage as Visage
+from tradeoff.landscape.basins import basin as basin
+from tradeoff.landscape.basins import direction as direction
+from tradeoff.landscape.basins import line as line
+from tradeoff.landscape.basins import plane as plane
+from tradeoff.landscape.basins import scaled as scaled
+from tradeoff.landscape.basins import smoothed_floor as smoothed_floor
+from tradeoff.landscape.basins import visage as visage
+from tradeoff.landscape.basins import visage_score as visage_score
 from tradeoff.landscape.lanczos import RitzPairs as RitzPairs
 from tradeoff.landscape.lanczos import lanczos as lanczos
 from tradeoff.landscape.neighbourhood import BallConstants as BallConstants
