@@ -122,3 +122,9 @@ def test_oracle_is_the_definition():
     safety, capability, value = Oracle(WORLDS["disjoint_responses"]).gaps(1)
     assert abs(safety - law([1])[0] * 0.6931471805599453) < 1e-15
     assert abs(value - safety - capability) == 0
+
+
+def test_a_root_keeps_what_is_undefined():
+    assert jnp.isnan(dv.root(jnp.float64(jnp.nan)))
+    assert dv.root(jnp.float64(-1e-18)) == 0
+    assert jax.grad(dv.root)(0.0) == 0

@@ -5,13 +5,14 @@ from importlib import resources
 
 from tradeoff.theorems import Theorem, get
 
-PAPER = "chen2025tradeoffs"
+FRAMEWORK, PAPER = "framework", "chen2025tradeoffs"
 
 
 def cite(*used: Theorem | str) -> str:
     """The BibTeX of theorems and citation keys, each entry once, in the order of first use.
 
-    A theorem brings its own source and, where it makes a claim of the literature precise, the paper that made the claim.
+    A theorem brings its own source; one of the framework that makes a claim of the literature precise brings the paper that
+    made the claim too.
 
     Args:
         *used: theorems, names of registered theorems, or citation keys.
@@ -39,7 +40,7 @@ def cite(*used: Theorem | str) -> str:
             claim = get(one) if isinstance(one, str) else one
         except KeyError as error:
             raise KeyError(f"{error.args[0]} Citation keys are {', '.join(entries)}.") from error
-        keys += [claim.source, *([PAPER] if claim.makes_precise else [])]
+        keys += [claim.source, *([PAPER] if claim.makes_precise and claim.source == FRAMEWORK else [])]
     return "\n\n".join(entries[key] for key in dict.fromkeys(keys))
 
 

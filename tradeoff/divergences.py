@@ -246,6 +246,6 @@ def binary_entropy(w: ArrayLike) -> Array:
 
 
 def root(x: Array) -> Array:
-    """Square root with derivative 0 at 0, where laws have their zeros."""
+    """Square root with derivative 0 at 0, where laws have their zeros; 0 where rounding went below, and NaN stays NaN."""
     positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0 * x)

@@ -6,9 +6,9 @@ import mpmath
 import numpy as np
 import pytest
 
+from tests.compiled import once
 from tradeoff import theorems
 from tradeoff.theorems import precise
-from tradeoff.theorems.verification import UNOPTIMISED, understood
 from tradeoff.tolerances import ROOT, agree
 
 KEY = jax.random.key(3)
@@ -25,14 +25,14 @@ def sides_of(claim):
 @pytest.mark.parametrize("name", CLAIMS)
 def test_every_claim_can_be_evaluated(name):
     claim = CLAIMS[name]
-    assert precise.missing(sides_of(claim), claim.family.sample(KEY)) == set()
+    assert precise.missing(sides_of(claim), jax.eval_shape(claim.family.sample, KEY)) == set()
 
 
-@pytest.mark.parametrize("name", ["T4a", "T7-constraint", "T14a", "T14e", "T15b", "T16d", "T16e-quartic", "T19a"])
+@pytest.mark.parametrize("name", ["T4a", "T7-one-penalty", "T14a", "T14e", "T15b", "T16d", "T16e-quartic", "T19a"])
 def test_it_agrees_with_float64(name):
     claim = CLAIMS[name]
-    parameters = claim.family.sample(KEY)
-    sides = jax.jit(sides_of(claim), compiler_options=understood(UNOPTIMISED))(parameters)
+    parameters = once(claim.family.sample)(KEY)
+    sides = once(sides_of(claim))(parameters)
     exact = precise.evaluate(sides_of(claim), parameters)
     for ours, theirs in zip(sides, exact, strict=True):
         assert all(agree(a, b, ROOT) for a, b in zip(ours.tolist(), map(float, theirs), strict=True))
@@ -73,13 +73,17 @@ def triangular(a):
     return jnp.tril(a) @ jax.scipy.linalg.solve_triangular(a, a, lower=True) - a
 
 
+def inner_products(a):
+    return jnp.stack([a[0] @ a[1] - jnp.sum(a[0] * a[1]), jnp.trace(a @ a) - jnp.sum(a * a.T)])
+
+
 def from_the_right(a):
     lower = jnp.tril(a)
     x = jax.lax.linalg.triangular_solve(lower, a, left_side=False, lower=True, transpose_a=True)
     return x @ lower.T - a
 
 
-@pytest.mark.parametrize("check", [eigen, singular, factor, solved, triangular, from_the_right])
+@pytest.mark.parametrize("check", [eigen, singular, factor, solved, triangular, from_the_right, inner_products])
 @pytest.mark.parametrize("batched", [False, True])
 def test_linear_algebra_is_exact(check, batched):
     stack = np.stack([MATRIX, MATRIX + np.eye(3)])

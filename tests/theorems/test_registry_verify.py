@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled import once
 from tradeoff import theorems, worlds
 from tradeoff.theorems.instances import AtPenalty
-from tradeoff.theorems.verification import UNOPTIMISED, understood
 from tradeoff.tolerances import BOUND, agree
 
 KEY = jax.random.key(2)
@@ -20,11 +20,6 @@ DIFFERENT = ["T1", "T2b", "T4b", "T4c", "T5b", "T5d", "T6c", "T6f", "T6g", "T7",
 """Claims whose expressions have no like among the others; a falsifier climbs all of them."""
 DEEP = 10_000
 WITHOUT = [(name, tag) for name, claim in CLAIMS.items() for tag, made in claim.without.items() if callable(made)]
-
-
-def once(function):
-    """`function` compiled without optimisation, for a single use."""
-    return jax.jit(function, compiler_options=understood(UNOPTIMISED))
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -9,6 +9,7 @@ import pytest
 from mpmath import log, mpf
 
 import tradeoff as to
+from tests.compiled import once
 from tests.oracle import kl
 from tests.oracle import law as exactly
 from tests.theorems.mutants import wrong
@@ -94,7 +95,7 @@ def test_t11a_adds_up(enumerated):
     apart = sum(abs(enumerated.s[y] - enumerated.f[y]) for y in enumerated.s) / 2
     cap = log(1 + 1 / enumerated.lam)
     most = max(tau * sum(1 for g in lost if g >= tau) for tau in lost)
-    left, right = theorems.get("T11a").sides(enumerated.instance)
+    left, right = once(theorems.get("T11a").sides)(enumerated.instance)
     for ours, exact in zip(
         [*left, *right], [sum(lost), total, apart * cap, most, total, apart * cap, cap, cap], strict=True
     ):
@@ -119,7 +120,7 @@ def test_t11b_holds_after_every_prefix(enumerated):
             assert agree(float(after), float(w * (1 - w * (1 - w) * chi)), IDENTITY)
             assert after <= w * (1 + mpf(IDENTITY.relative))
     assert all(later <= now * (1 + mpf(IDENTITY.relative)) for now, later in itertools.pairwise(on_average))
-    left, right = theorems.get("T11b").sides(enumerated.instance)
+    left, right = once(theorems.get("T11b").sides)(enumerated.instance)
     steepest = max(later / now for now, later in itertools.pairwise(on_average))
     for ours, exact in zip([*left[2:], right[3]], [steepest, on_average[-1], on_average[0]], strict=True):
         assert agree(float(ours), float(exact), IDENTITY)
@@ -138,7 +139,7 @@ def test_it_holds_for_longer_answers_and_several_prompts(name, tokens, length):
     problem, lam = Sequence(to.World(*laws), tokens), jnp.float64(0.6)
     logits = jnp.asarray(rng.normal(size=(3 * nodes, tokens)))
     claim = theorems.get(name)
-    sides, _ = claim.compare(WithLogits(problem, lam, logits) if name == "T11" else Answers(problem, lam))
+    sides, _ = once(claim.compare)(WithLogits(problem, lam, logits) if name == "T11" else Answers(problem, lam))
     assert not claim.violations(sides).any(), sides
 
 

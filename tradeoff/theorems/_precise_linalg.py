@@ -22,7 +22,7 @@ def dot_general(equation: Any, values: Values) -> Values:
     shape = a.shape[: len(batch_a)]
     out = np.empty(equation.outvars[0].aval.shape, dtype=object)
     for at in np.ndindex(*shape):
-        out[at] = np.tensordot(a[at], b[at], axes=(left, right))
+        out[at] = np.asarray(np.tensordot(a[at], b[at], axes=(left, right)), dtype=object)[()]
     return [out]
 
 

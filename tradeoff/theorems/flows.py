@@ -16,7 +16,7 @@ from tradeoff.tolerances import IDENTITY, LIMIT
 PAIRS = land.quadratics(safety="any")
 COMMUTING = land.quadratics(commuting=True, safety="any")
 MILD = land.quadratics(decades=4.0, inside=True)
-QUARTIC = land.quadratics(decades=4.0, flat_task=False, pull="flat")
+QUARTIC = land.quadratics(decades=2.0, flat_task=False, pull="flat")
 
 EARLY = "stopping fine-tuning early keeps the model in a neighbourhood of the aligned one, as Case II does"
 
@@ -211,7 +211,8 @@ def in_a_flat_direction_the_onset_is_quartic(instance: Landscape) -> Sides:
     quad = instance.quad
     first = quad.H_f @ quad.pull
     bend, next_bend = half_square(quad.H_s, first), half_square(quad.H_s, quad.H_f @ first)
-    # The next terms: those of the exponential, and the bend of the bend.
+    # Short against the next terms (those of the exponential, the bend of the bend), long against what rounding leaves of
+    # the pull outside the flat direction.
     time = 10 * SOON / (jnp.trace(quad.H_f) + jnp.sqrt(next_bend / bend))
     return quadratic_flow(quad, 0.0, time).gaps.safety / (time**4 * bend / 4), jnp.ones_like(time)
 

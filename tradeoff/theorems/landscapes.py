@@ -304,6 +304,10 @@ def quadratics(
             # s[0] on the range of H_f and anything beyond it, in the axes of H_f.
             axes_s, s = axes_f, jnp.where(p["flat_f"], s, jnp.max(s))
         if pull == "flat":
+            # No axis of H_f is close to the first coordinate and no two of its curvatures agree, so that the path bends
+            # by more than rounding.
+            f = jnp.sort(f) + 0.1 * jnp.arange(float(SIZE)) * jnp.max(f)
+            axes_f = _mirror_onto(axes_f[0] + jnp.where(axes_f[0] < 0, -0.1, 0.1))
             # Coordinates in which H_s vanishes exactly on the first axis, along which the task pulls.
             s = jnp.where(jnp.arange(SIZE) == 0, 0, s)
             axes_s = jnp.eye(SIZE).at[1:, 1:].set(_rotation(p["mirrors_s"][:, 1:]))
@@ -323,6 +327,12 @@ def quadratics(
         return Landscape(quad, radius, jnp.exp(p["log_lam"]), jnp.exp(p["log_time"]), theta)
 
     return Family(sample, build)
+
+
+def _mirror_onto(direction: Array) -> Array:
+    """The reflection that takes the first coordinate axis onto a direction."""
+    v = direction / length(direction) - jnp.eye(SIZE)[0]
+    return jnp.eye(SIZE) - 2 * jnp.outer(v, v) / jnp.sum(v**2)
 
 
 def around_pair(quad: Quadratic, radius: float, within: float) -> Family:

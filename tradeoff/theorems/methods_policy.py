@@ -428,7 +428,7 @@ TOKEN = tokens()
 @theorem(
     "interference",
     title="interference law",
-    statement=r"\text{gradient descent on benign contexts }\Phi_B:\quad z_h(t)-z_h(0)=\varphi_h^\top\Phi_B^+\,(Z_B(t)-Z_B(0)),\qquad"
+    statement=r"\text{gradient descent on benign contexts }\Phi_B:\quad z_h(t)-z_h(0)=\varphi_h^\top\Phi_B^+\,(Z_B(t)-Z_B(0)),\qquad "
     r"\text{one context}:\ \kappa=\frac{\langle\varphi_h,\varphi_b\rangle}{\|\varphi_b\|^2}",
     family=interfering(),
     parts=("one context", "several contexts", "nothing without overlap"),
@@ -500,7 +500,7 @@ def a_guarded_token_ends_at_a_mixture(instance: Shaped) -> Sides:
 @theorem(
     "star-dss-k2",
     title="where a guarded token ends, with the shipped estimator",
-    statement=r"V\,\mathrm{CE}(y)+(1-V)\tfrac\lambda2(\log\tfrac{\pi(y)}{r(y)})^2:\quad"
+    statement=r"V\,\mathrm{CE}(y)+(1-V)\tfrac\lambda2(\log\tfrac{\pi(y)}{r(y)})^2:\quad "
     r"\pi^*(y)=\min(1,\,r(y)e^f),\ f=\tfrac V{(1-V)\lambda};\quad\text{below the mixture iff }r(y)<r^*",
     family=POSSIBLE_TOKENS,
     parts=("stationary", "no policy is better", "meets the mixture", "stricter below"),
@@ -550,7 +550,7 @@ def the_shipped_estimator_multiplies(instance: Shaped) -> Sides:
 @theorem(
     "dpo-margin",
     title="the margin that preferences reach",
-    statement=r"-q\log\sigma(\beta m)-(1-q)\log\sigma(-\beta m),\ m=\Delta-\Delta_{\mathrm{ref}}:\quad m^*=\mathrm{logit}(q)/\beta;\quad"
+    statement=r"-q\log\sigma(\beta m)-(1-q)\log\sigma(-\beta m),\ m=\Delta-\Delta_{\mathrm{ref}}:\quad m^*=\mathrm{logit}(q)/\beta;\quad "
     r"\text{at the reference the slope is }\beta/2",
     family=pairs(),
     parts=("stationary", "no policy is better", "weight at the reference"),
@@ -627,7 +627,7 @@ def a_constraint_weighs_the_usual_gradient(instance: Token) -> Sides:
 @theorem(
     "constrained-sft-growth",
     title="constrained fine-tuning grows with the logarithm of time",
-    statement=r"\dot\Delta=2\sigma(-\beta\Delta):\quad\Delta+\tfrac{e^{\beta\Delta}-1}\beta=2t,\qquad"
+    statement=r"\dot\Delta=2\sigma(-\beta\Delta):\quad\Delta+\tfrac{e^{\beta\Delta}-1}\beta=2t,\qquad "
     r"\tfrac1\beta\log(1+2\beta t-\log(1+2\beta t))\le\Delta\le\tfrac1\beta\log(1+2\beta t)",
     family=TOKEN,
     parts=("time", "at most", "at least"),
@@ -661,7 +661,7 @@ def a_constrained_token_drifts_ever_more_slowly(instance: Token) -> Sides:
 @theorem(
     "lookahead",
     title="a previewed token is hardly learnt",
-    statement=r"p_y\text{ with }k\text{ added to its logit}:\ 1-p_y'=F(1-p_y),\ p'-e_y=F(p-e_y),\ F=\frac1{1-p_y+p_ye^k};\quad"
+    statement=r"p_y\text{ with }k\text{ added to its logit}:\ 1-p_y'=F(1-p_y),\ p'-e_y=F(p-e_y),\ F=\frac1{1-p_y+p_ye^k};\quad "
     r"\|p'-e_y\|_1=2(1-p_y')",
     family=previews(),
     parts=("complement", "gradient", "its length"),
@@ -696,7 +696,7 @@ def a_preview_shrinks_the_gradient(instance: Preview) -> Sides:
 @theorem(
     "seal",
     title="a data selector follows a softmax gradient flow",
-    statement=r"p=\mathrm{softmax}(\omega),\ \dot\omega=-\nabla\sum p_il_i:\quad\dot\omega_i=-p_i(l_i-\bar l),\ \bar l=\sum p_jl_j,\quad"
+    statement=r"p=\mathrm{softmax}(\omega),\ \dot\omega=-\nabla\sum p_il_i:\quad\dot\omega_i=-p_i(l_i-\bar l),\ \bar l=\sum p_jl_j,\quad "
     r"\dot p_i=p_i\big[-p_i(l_i-\bar l)+\sum_jp_j^2(l_j-\bar l)\big]",
     family=selectors(),
     parts=("selector", "weights", "a bad row of two"),
@@ -733,7 +733,7 @@ def a_selector_forgets_bad_rows_slowly(instance: Selector) -> Sides:
 @theorem(
     "minimum-norm-edit",
     title="safety training of a layer is a minimum-norm edit",
-    statement=r"\text{descent on }\|WU-R\|^2\text{ from }W_0\text{ ends at }W_0+\Delta W,\ \Delta W=(R-W_0U)U^+:\quad"
+    statement=r"\text{descent on }\|WU-R\|^2\text{ from }W_0\text{ ends at }W_0+\Delta W,\ \Delta W=(R-W_0U)U^+:\quad "
     r"\Delta Wx=0\ \forall x\perp\mathrm{span}\,U,\quad\|\Delta W\|_F\text{ least}",
     family=edits(),
     parts=("ends there", "safe inputs", "no better fit", "no smaller edit"),
@@ -774,7 +774,7 @@ def safety_training_edits_only_what_it_sees(instance: Edit) -> Sides:
 @theorem(
     "safe-lora",
     title="the projection of a rank-one alignment rescales",
-    statement=r"C=VV^\top/\|V\|_F:\quad\cos(C\Delta W,\Delta W)\ge0;\qquad\mathrm{rank}\,V=1:\ C^2=\|V\|_FC,\quad"
+    statement=r"C=VV^\top/\|V\|_F:\quad\cos(C\Delta W,\Delta W)\ge0;\qquad\mathrm{rank}\,V=1:\ C^2=\|V\|_FC,\quad "
     r"C\Delta W=\|V\|_F\Delta W\ (\text{range}),\quad=0\ (\text{across})",
     family=rank_one(),
     parts=("a projector up to scale", "rescales", "removes", "cosine"),

@@ -494,7 +494,7 @@ def every_rule_is_scored_against_one_curve(instance: Landscape) -> Sides:
 @theorem(
     "front-ends",
     title="the ends of the front are limits",
-    statement=r"\nu\to0^+:\ \theta(\nu)\to\arg\min\{L_s:\ A\theta=Aa\};\qquad\nu\to\infty:\ \theta(\nu)\to\arg\min\{L_u:\ B\theta=Bb\}",
+    statement=r"\nu\to0^+:\ \theta(\nu)\to\mathrm{argmin}\{L_s:\ A\theta=Aa\};\qquad\nu\to\infty:\ \theta(\nu)\to\mathrm{argmin}\{L_u:\ B\theta=Bb\}",
     family=ENDS,
     parts=("the task's end", "the safety end"),
     relation="==",
@@ -738,8 +738,8 @@ def dropping_at_random_only_adds_noise(instance: Tuned) -> Sides:
 @theorem(
     "slerp-lerp",
     title="spherical merging is linear merging",
-    statement=r"\|\theta_0\|=\|\theta_1\|,\ W=\angle(\theta_0,\theta_1)\to0:\quad"
-    r"\Big\|\frac{\sin((1-\lambda)W)\,\theta_0+\sin(\lambda W)\,\theta_1}{\sin W}-(1-\lambda)\theta_0-\lambda\theta_1\Big\|"
+    statement=r"\|\theta_0\|=\|\theta_1\|,\ W=\angle(\theta_0,\theta_1)\to0:\quad "
+    r"\left\|\frac{\sin((1-\lambda)W)\,\theta_0+\sin(\lambda W)\,\theta_1}{\sin W}-(1-\lambda)\theta_0-\lambda\theta_1\right\|"
     r"\sim\tfrac12W^2\lambda(1-\lambda)\|\theta\|",
     family=nearly_parallel(),
     relation="==",
@@ -764,7 +764,7 @@ def merging_on_a_sphere_is_merging_on_a_line(instance: Merged) -> Sides:
 @theorem(
     "lisa",
     title="the fixed point of two alternating states",
-    statement=r"B(w_s-b)+\rho(w_s-w_u)=0,\ A(w_u-a)+\rho(w_u-w_s)=0;\quad\rho\to0:\ w_s\to b,\ w_u\to a+P_{\ker A}(b-a);\quad"
+    statement=r"B(w_s-b)+\rho(w_s-w_u)=0,\ A(w_u-a)+\rho(w_u-w_s)=0;\quad\rho\to0:\ w_s\to b,\ w_u\to a+P_{\ker A}(b-a);\quad "
     r"\rho\to\infty:\ w_s,w_u\to(A+B)^{-1}(Aa+Bb)",
     family=FLAT_TASK,
     parts=("safety state", "user state", "weak, safety", "weak, user", "strong, safety", "strong, user"),
@@ -799,7 +799,7 @@ def two_states_in_turn_end_between_the_optima(instance: Tuned) -> Sides:
 @theorem(
     "booster",
     title="an attenuated perturbation is a gradient-norm penalty",
-    statement=r"h\text{ quadratic}:\ \nabla h(w)-\nabla h(w-\alpha\tfrac{\nabla h}{\|\nabla h\|})=\alpha\nabla\|\nabla h(w)\|_2:\quad"
+    statement=r"h\text{ quadratic}:\ \nabla h(w)-\nabla h(w-\alpha\tfrac{\nabla h}{\|\nabla h\|})=\alpha\nabla\|\nabla h(w)\|_2:\quad "
     r"\text{the rule descends }L_{\mathrm{align}}+\lambda\alpha\|\nabla h\|_2",
     family=harmful(),
     parts=("bracket", "whole rule"),
@@ -842,7 +842,7 @@ def a_perturbed_difference_penalises_the_slope(instance: Harmful) -> Sides:
 @theorem(
     "sap",
     title="a safety-aware probe preconditions the safety gradient",
-    statement=r"L_u=\tfrac12\|w+Cv-a\|_A^2,\ \hat g=\nabla L_s/\|\nabla L_s\|:\quad v=\beta\epsilon C^\top A\hat g,\quad"
+    statement=r"L_u=\tfrac12\|w+Cv-a\|_A^2,\ \hat g=\nabla L_s/\|\nabla L_s\|:\quad v=\beta\epsilon C^\top A\hat g,\quad "
     r"\nabla_wL_u(w,v)=A(w-a)+\beta\epsilon ACC^\top A\hat g",
     family=probed(),
     parts=("probe", "step", "never against safety", "blind outside its range"),
@@ -891,7 +891,7 @@ def a_probe_never_works_against_safety(instance: Probed) -> Sides:
 @theorem(
     "curvature-step",
     title="the most harm undone at bounded task cost",
-    statement=r"\arg\max\{g_h^\top d:\ \tfrac12d^\top H_ud\le e\}=\sqrt{2e/(g_h^\top H_u^{-1}g_h)}\;H_u^{-1}g_h",
+    statement=r"\mathrm{argmax}\{g_h^\top d:\ \tfrac12d^\top H_ud\le e\}=\sqrt{2e/(g_h^\top H_u^{-1}g_h)}\;H_u^{-1}g_h",
     family=restored(),
     parts=("spends the budget", "no direction does more", "what it does"),
     relation=("==", ">=", "=="),
@@ -930,7 +930,7 @@ def the_best_step_is_curvature_aware(instance: Restored) -> Sides:
 @theorem(
     "quartic-onset",
     title="quartic onset in two parameters",
-    statement=r"L_s=\tfrac s2x^2,\ A=\begin{pmatrix}p&c\\c&q\end{pmatrix},\ (Aa)_x=0,\ g_y=(Aa)_y:\quad"
+    statement=r"L_s=\tfrac s2x^2,\ A=\begin{pmatrix}p&c\\c&q\end{pmatrix},\ (Aa)_x=0,\ g_y=(Aa)_y:\quad "
     r"L_s(t)=\tfrac18sc^2g_y^2\,t^4+O(t^5)",
     family=BENT,
     relation="==",
@@ -956,7 +956,7 @@ def curvature_bends_the_path_into_the_safe_direction(instance: Bent) -> Sides:
 @theorem(
     "quartic-turning",
     title="a safe direction that turns",
-    statement=r"L_s=\tfrac s2(x-\tfrac k2y^2)^2,\ x=0:\quad L_s(t)=\tfrac18sk^2y^4,\ y=g_y\tfrac{1-e^{-qt}}q,\quad"
+    statement=r"L_s=\tfrac s2(x-\tfrac k2y^2)^2,\ x=0:\quad L_s(t)=\tfrac18sk^2y^4,\ y=g_y\tfrac{1-e^{-qt}}q,\quad "
     r"L_s(t)\le\tfrac18sk^2g_y^4t^4",
     family=BENT,
     parts=("exact", "at most"),

@@ -448,7 +448,7 @@ def an_average_leaves_the_start_slowly(instance: Averaged) -> Sides:
 @theorem(
     "ema-jensen",
     title="an average is no worse than the average loss",
-    statement=r"m_t=\sum_sw_s\theta_s,\ w_0=\eta^t,\ w_s=(1-\eta)\eta^{t-s},\ \sum w=1;\quad"
+    statement=r"m_t=\sum_sw_s\theta_s,\ w_0=\eta^t,\ w_s=(1-\eta)\eta^{t-s},\ \sum w=1;\quad "
     r"L\text{ convex}:\ L(m_t)\le\sum_sw_sL(\theta_s)",
     family=paths(),
     parts=("weights", "average", "Jensen"),
@@ -507,7 +507,7 @@ def an_average_inside_the_loop_is_a_learning_rate(instance: Loop) -> Sides:
     "ema-to-start",
     title="averaging with the start is a pull to the start",
     statement=r"\theta_{t+1}=(1-\eta)(\theta_t-h\nabla L_u)+\eta\,\theta_0\ \longrightarrow\ "
-    r"\arg\min L_u+\tfrac\mu2\|\theta-\theta_0\|^2,\quad\mu=\frac\eta{(1-\eta)h}",
+    r"\mathrm{argmin} L_u+\tfrac\mu2\|\theta-\theta_0\|^2,\quad\mu=\frac\eta{(1-\eta)h}",
     family=TUNED,
     relation="==",
     assumptions=(STABLE,),
@@ -598,7 +598,7 @@ def an_average_is_quieter(instance: Noisy) -> Sides:
 @theorem(
     "accumulation",
     title="accumulation is a larger batch",
-    statement=r"\tfrac1k\sum_{j=1}^k\tfrac1n\sum_{i\in B_j}\nabla\ell_i=\tfrac1{kn}\sum_i\nabla\ell_i;\quad"
+    statement=r"\tfrac1k\sum_{j=1}^k\tfrac1n\sum_{i\in B_j}\nabla\ell_i=\tfrac1{kn}\sum_i\nabla\ell_i;\quad "
     r"\text{sizes }n_j:\ \text{weights }n_j/\textstyle\sum n_j",
     family=accumulated(),
     parts=("equal sizes", "by token count"),
@@ -639,7 +639,7 @@ def accumulated_gradients_are_those_of_the_whole_batch(instance: Accumulated) ->
 @theorem(
     "lb-sgd-halving",
     title="a barrier step keeps half of every slack",
-    statement=r"\gamma=\min\Big\{\tfrac1{\|g\|}\min_i\tfrac{\alpha_i}{2L_i+\sqrt{\alpha_iM_i}},\tfrac1{M_{\mathrm{loc}}}\Big\}:\quad"
+    statement=r"\gamma=\min\left\{\tfrac1{\|g\|}\min_i\tfrac{\alpha_i}{2L_i+\sqrt{\alpha_iM_i}},\tfrac1{M_{\mathrm{loc}}}\right\}:\quad "
     r"\alpha_i(x-\gamma g)\ge\tfrac12\alpha_i(x),\quad B_\eta(x)-B_\eta(x-\gamma g)\ge\tfrac12\gamma\|g\|^2",
     family=barriers(),
     parts=("first constraint", "second constraint", "barrier falls"),
@@ -671,7 +671,7 @@ def a_barrier_step_never_uses_up_more_than_half_the_slack(instance: Barrier) -> 
 @theorem(
     "lb-sgd-barrier",
     title="the barrier point in one dimension",
-    statement=r"f_0=\tfrac12(x-a)^2,\ x\le c<a:\quad x_\eta=\tfrac12\big[(a+c)-\sqrt{(a-c)^2+4\eta}\big],\quad"
+    statement=r"f_0=\tfrac12(x-a)^2,\ x\le c<a:\quad x_\eta=\tfrac12\big[(a+c)-\sqrt{(a-c)^2+4\eta}\big],\quad "
     r"\tfrac\eta\alpha=a-x_\eta,\quad f_0(x_\eta)-f_0(c)\le\eta",
     family=walls(),
     parts=("stationary", "multiplier", "gap"),

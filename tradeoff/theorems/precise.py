@@ -247,7 +247,7 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "pow": lambda a, b: mpmath.power(a, b), "sqrt": mpmath.sqrt, "exp": mpmath.exp, "log": _log,
     "log1p": lambda x: _log(1 + x), "expm1": lambda x: mpmath.exp(x) - 1, "logistic": lambda x: 1 / (1 + mpmath.exp(-x)),
     "tanh": mpmath.tanh, "sin": mpmath.sin, "cos": mpmath.cos, "asin": mpmath.asin, "acos": mpmath.acos,
-    "atan2": mpmath.atan2, "ceil": mpmath.ceil, "floor": mpmath.floor, "rem": mpmath.fmod, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x,
+    "atan2": mpmath.atan2, "erf": mpmath.erf, "erfc": mpmath.erfc, "erf_inv": mpmath.erfinv, "ceil": mpmath.ceil, "floor": mpmath.floor, "rem": mpmath.fmod, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x,
 }  # fmt: skip
 _COMPARE: dict[str, Callable[..., Any]] = {
     "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le, "eq": operator.eq, "ne": operator.ne,

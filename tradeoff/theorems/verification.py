@@ -23,7 +23,7 @@ from tradeoff.theorems.tally import EMPTY, Record
 BATCH = 1_000
 """Instances are drawn and checked this many at a time: small enough for the cache, and one compiled shape for all runs."""
 QUICK = 100_000
-"""Up to so many instances a check is compiled without optimisation: compiling takes longer than running."""
+"""Up to so many instances are drawn and checked by programs compiled without optimisation: compiling takes longer."""
 LEAN = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator: programs of many small steps run as fast and compile in two thirds of the time."""
 UNOPTIMISED = LEAN | {"xla_backend_optimization_level": 0}
@@ -48,7 +48,7 @@ class Verdict:
         tightest: the greatest ratio of the smaller side to the larger one over instances and parts where both are
             finite and beyond the absolute allowance; 1 means that the constant cannot be improved. NaN for an equality.
         worst_instance: the instance with the least slack, in full.
-        worst_index: its number; `replay(theorem, key, worst_index)` draws it again.
+        worst_index: its number; `replay(theorem, key, worst_index, instances)` draws it again.
         worst_part: the part with the least slack there, "" when the theorem has one part.
         worst_sides: (left, right) of that part.
         seconds: wall time, compilation included.
@@ -114,7 +114,7 @@ def verify(
     if instances < 1:
         raise ValueError(f"verify was given instances={instances}; at least 1 is required.")
     began = time.perf_counter()
-    draw, check = _draws(theorem.family), _checker(theorem, instances <= QUICK)
+    draw, check = _draws(theorem.family, instances <= QUICK), _checker(theorem, instances <= QUICK)
     if not theorem.sides.__module__.startswith(__package__ or ""):
         _refuse_chance(theorem, draw(key, np.arange(BATCH)))
     kept = None if record is None else Record(record, theorem, key)
@@ -131,7 +131,7 @@ def verify(
             and whole
             and (time.perf_counter() - saved > KEPT_EVERY or tally.checked + BATCH > instances)
         ):
-            kept.write(tally, replay(theorem, key, tally.worst_index))
+            kept.write(tally, replay(theorem, key, tally.worst_index, instances))
             saved = time.perf_counter()
         if progress is not None:
             progress(tally.checked)
@@ -142,7 +142,7 @@ def verify(
         violations=tally.violations,
         worst_slack=tally.worst_slack,
         tightest=tally.tightest if np.isfinite(tally.tightest) else float("nan"),
-        worst_instance=replay(theorem, key, tally.worst_index),
+        worst_instance=replay(theorem, key, tally.worst_index, instances),
         worst_index=tally.worst_index,
         worst_part=theorem.parts[tally.worst_part] if theorem.parts else "",
         worst_sides=tally.worst_sides,
@@ -219,12 +219,18 @@ def slacks(theorem: Theorem, key: Array, instances: int = 1_000) -> Float[Array,
         raise ValueError(f"slacks was given instances={instances}; at least 1 is required.")
     compare = jax.jit(jax.vmap(lambda one: theorem.compare(one)[1]), compiler_options=understood(UNOPTIMISED))
     starts = range(0, instances, BATCH)
-    found = [compare(_draws(theorem.family)(key, np.arange(start, start + BATCH))) for start in starts]
+    found = [compare(_draws(theorem.family, True)(key, np.arange(start, start + BATCH))) for start in starts]
     return jnp.concatenate(found)[:instances]
 
 
-def replay(theorem: Theorem, key: Array, index: int) -> Any:
+def replay(theorem: Theorem, key: Array, index: int, instances: int = 10_000) -> Any:
     """Instance number `index` of a theorem's family under a key, bit for bit as `verify` drew it.
+
+    Args:
+        theorem: the theorem.
+        key: the key that `verify` was given.
+        index: the number of the instance, from 0.
+        instances: how many `verify` was asked for: long runs are compiled otherwise, which moves last bits.
 
     Raises:
         ValueError: when `index` is negative.
@@ -233,7 +239,7 @@ def replay(theorem: Theorem, key: Array, index: int) -> Any:
         raise ValueError(f"replay was given index={index}; instances are numbered from 0.")
     # The whole batch, because the last bit of an exponential may depend on the shape it is computed in.
     start = index - index % BATCH
-    batch = _draws(theorem.family)(key, np.arange(start, start + BATCH))
+    batch = _draws(theorem.family, instances <= QUICK)(key, np.arange(start, start + BATCH))
     return jax.tree.map(lambda leaf: leaf[index - start], batch)
 
 
@@ -252,9 +258,9 @@ def _is_understood(name: str, value: Any) -> bool:
 
 
 @cache
-def _draws(family: Family) -> Callable[[Array, ArrayLike], Any]:
+def _draws(family: Family, quick: bool) -> Callable[[Array, ArrayLike], Any]:
     """Compiled drawing of a batch of instances; families are shared, so each is compiled once."""
-    batch = jax.jit(jax.vmap(family.draw), compiler_options=understood(LEAN))
+    batch = jax.jit(jax.vmap(family.draw), compiler_options=understood(UNOPTIMISED if quick else LEAN))
     return lambda key, numbers: batch(_keys(key, numbers))
 
 
