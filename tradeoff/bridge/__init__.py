@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+from tradeoff.bridge import curvature as curvature
 from tradeoff.bridge.checkpoints import SMOLLM2 as SMOLLM2
 from tradeoff.bridge.checkpoints import Checkpoint as Checkpoint
 from tradeoff.bridge.checkpoints import CheckpointError as CheckpointError
