@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 import tradeoff
 from tradeoff.gaps import Gaps
@@ -66,25 +67,29 @@ def limit(ax: Axes, world: World, safety: Any, **look: Any) -> None:
     )
 
 
-def verdicts(ax: Axes, found: Sequence[Verdict] | Sequence[tuple[str, str, float, bool]]) -> None:
-    """Draw one bar for each theorem: the tightest ratio found between its two sides.
+def verdicts(ax: Axes, found: Sequence[Verdict] | Sequence[tuple[str, float, bool]], columns: int = 5) -> None:
+    """Draw one tile for each theorem: the darker, the closer its two sides come; identities and failures stand out.
 
     Args:
         ax: the axes.
-        found: verdicts, or (name, title, tightest ratio, holds) rows; a ratio of NaN marks an equality.
+        found: verdicts, or (name, tightest ratio, holds) rows; a ratio of NaN marks an equality.
+        columns: tiles in a row.
     """
-    rows = [(v.theorem.name, v.theorem.title, v.tightest, v.holds) if isinstance(v, Verdict) else v for v in found]
-    for row, (name, title, ratio, holds) in enumerate(rows):
-        equality = bool(np.isnan(ratio))
-        shown = 1.0 if equality else max(ratio, 0.0)
-        colour = tradeoff.plotting.COLOURS[2 if equality else 0] if holds else tradeoff.plotting.COLOURS[1]
-        ax.barh(row, shown, color=colour, height=0.7, hatch="///" if equality else None, edgecolor="white", linewidth=0)
-        word = ("equal" if equality else f"{ratio:.3f}") if holds else "violated"
-        ax.text(1.015, row, word, va="center", fontsize=7)
-        ax.text(-0.012, row, f"{title}  {name}", va="center", ha="right", fontsize=7)
-    ax.set(yticks=[], xlim=(0, 1.0), ylim=(len(rows) - 0.4, -0.6), xlabel="tightest ratio of the two sides")
-    ax.grid(axis="y", visible=False)
-    ax.spines["left"].set_visible(False)
+    rows = [(v.theorem.name, v.tightest, v.holds) if isinstance(v, Verdict) else v for v in found]
+    attained, violated, equal = tradeoff.plotting.COLOURS[:3]
+    for number, (name, ratio, holds) in enumerate(rows):
+        down, across = divmod(number, columns)
+        identity = bool(np.isnan(ratio))
+        share = 1.0 if identity else float(np.clip(ratio, 0, 1))
+        colour = (equal if identity else attained) if holds else violated
+        corner, size = (across + 0.02, down + 0.06), (0.96, 0.88)
+        ax.add_patch(Rectangle(corner, *size, facecolor=colour, alpha=0.15 + 0.75 * share**4, linewidth=0))
+        ink = "white" if share > 0.9 else "black"
+        word = ("=" if identity else f"{ratio:.3f}") if holds else "violated"
+        ax.text(across + 0.06, down + 0.5, name, va="center", fontsize=6, color=ink)
+        ax.text(across + 0.94, down + 0.5, word, va="center", ha="right", fontsize=6, color=ink)
+    ax.set(xlim=(0, columns), ylim=(-(-len(rows) // columns), 0))
+    ax.set_axis_off()
 
 
 def ratios(ax: Axes, found: Sequence[tuple[str, Any]]) -> None:
