@@ -29,6 +29,7 @@ CATALOGUE = (
     Entry("e2_context_overlap"),
     Entry("e4_over_penalising"),
     Entry("e5_real_checkpoint", checkpoint=True),
+    Entry("e6_landscape"),
 )
 
 

@@ -11,8 +11,11 @@ import pytest
 from experiments import report
 from experiments.catalogue import CATALOGUE, entry
 from tradeoff import plotting, studies
+from tradeoff.tolerances import FLOW
 
 ROOT = Path(__file__).parents[2]
+FEW = {"theorems": {"names": ("T2b", "T4a", "T8a")}, "e6_landscape": {"points": 31, "draws": 8}}
+"""Settings that make an experiment short; for the others, few flows."""
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +26,7 @@ def results(tmp_path_factory):
     for one in CATALOGUE:
         if one.checkpoint:
             continue
-        few = {"names": ("T2b", "T4a", "T8a")} if one.name == "theorems" else {"flow_every": 60}
-        settings = dataclasses.replace(one.experiment.Settings(), **few)
+        settings = dataclasses.replace(one.experiment.Settings(), **FEW.get(one.name, {"flow_every": 60}))
         data = one.experiment.run(settings, folder, progress=False)
         data.attrs |= studies.provenance(settings)
         studies.save(data, folder / "data" / f"{one.name}.nc")
@@ -55,6 +57,18 @@ def test_e4_safety_is_monotone_with_the_exact_proxy_and_turns_with_the_bad_one(r
     turned = np.diff(data.safety_gap.sel(proxy="bad")) > 0
     np.testing.assert_array_equal(turned, data.lam.values[:-1] >= 0.999 * float(data.best_penalty.sel(proxy="bad")))
     assert np.all(np.diff(data.proxy_gap.sel(proxy="bad")) < 0)
+
+
+def test_e6_fine_tuning_costs_the_safety_of_a_random_step_and_buys_capability(results):
+    data = results[1]["e6_landscape"]
+    start, end = data.sel(t=0.0, method="nearest"), data.sel(t=1.0, method="nearest")
+    np.testing.assert_allclose(start.safety_gap, 0, atol=FLOW.absolute)
+    np.testing.assert_allclose(end.capability_gap, 0, atol=FLOW.absolute)
+    assert end.random_safety_gap.min() < end.safety_gap < end.random_safety_gap.max()
+    assert np.all(end.random_capability_gap > start.capability_gap)
+    assert np.all(data.safety_gap <= data.bound + FLOW.absolute)
+    near = data.isel(t=np.flatnonzero(np.abs(data.t.values) <= 0.15))
+    np.testing.assert_allclose(near.local_law, near.safety_gap, rtol=0.1, atol=FLOW.absolute)
 
 
 def test_every_claim_holds(results):

@@ -1,0 +1,68 @@
+"""E6 drawn: the plane of the fine-tuning direction and a random one, and both losses along each."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tradeoff import plotting
+
+TITLE = "E6. Fine-tuning costs the safety that a random step of its length costs, and buys capability for it"
+CAPTION = (
+    "A tabular model, aligned at (0, 0) and fine-tuned to the end at (1, 0). Left: the safety gap (shaded) and the capability "
+    "gap (lines, nats) on the plane of the fine-tuning direction and a random one of the same length. Right: both gaps along "
+    "the fine-tuning direction and, at the same distances, along random ones (mean and range). Here the safety gap does not "
+    "tell the two apart; the capability gap does. Near the aligned model the safety gap along fine-tuning is the local law "
+    "½t²δᵀFδ (dashed), and nowhere does it pass the certified bound ½β‖δ‖²t² (T12b, dotted). The black point is the radius of "
+    "the safety basin over random directions, with its 95 % interval, at the threshold that defines it."
+)
+
+
+def draw(data: xr.Dataset) -> Figure:
+    """Left, the plane; right, the lines."""
+    figure = Figure(figsize=(7.2, 3.4))
+    left, right = figure.subplots(1, 2)
+    _plane(left, data)
+    _lines(right, data)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _plane(ax: Axes, data: xr.Dataset) -> None:
+    safety, capability = data.plane_safety_gap, data.plane_capability_gap
+    shades = ax.contourf(data.x, data.y, safety, levels=np.linspace(0, float(safety.max()), 13), cmap="Blues")
+    ax.figure.colorbar(shades, ax=ax, label=plotting.SAFETY, format="%.1f")
+    levels = np.quantile(capability, [0.02, 0.1, 0.3, 0.6])
+    lines = ax.contour(data.x, data.y, capability, levels=levels, colors=plotting.COLOURS[1], linewidths=1.0)
+    ax.clabel(lines, fmt="%.2f", fontsize=7)
+    for x, name in ((0, "aligned"), (1, "fine-tuned")):
+        ax.plot(x, 0, "o", color="black", markeredgecolor="white")
+        ax.annotate(name, (x, 0), xytext=(0, -12), textcoords="offset points", ha="center", fontsize=8)
+    ax.set(xlabel="along fine-tuning", ylabel="along a random direction")
+    ax.grid(visible=False)
+
+
+def _lines(ax: Axes, data: xr.Dataset) -> None:
+    names = ("safety gap", "capability gap")
+    for index, (name, along, random) in enumerate(
+        zip(
+            names,
+            (data.safety_gap, data.capability_gap),
+            (data.random_safety_gap, data.random_capability_gap),
+            strict=True,
+        )
+    ):
+        colour = plotting.COLOURS[index]
+        ax.plot(data.t, along, color=colour, label=f"{name}, fine-tuning")
+        ax.plot(data.t, random.mean("draw"), color=colour, linestyle="-.", linewidth=1.2, label=f"{name}, random")
+        ax.fill_between(data.t, random.min("draw"), random.max("draw"), color=colour, alpha=0.15, linewidth=0)
+    ax.plot(data.t, data.local_law, color="0.2", linestyle="--", linewidth=1.0, label="local law")
+    ax.plot(data.t, data.bound, color="0.2", linestyle=":", linewidth=1.0, label="bound (T12b)")
+    top = 1.1 * float(max(data.safety_gap.max(), data.capability_gap.max(), data.random_safety_gap.max()))
+    radius, ends = (np.asarray(x) / float(data.distance) for x in (data.basin_radius, data.basin_interval))
+    ax.errorbar(
+        [float(radius)], [float(data.basin_threshold)], xerr=[[float(radius - ends[0])], [float(ends[1] - radius)]],
+        fmt="o", color="black", markersize=3, capsize=3,
+    )  # fmt: skip
+    ax.set(xlim=(float(data.t[0]), float(data.t[-1])), ylim=(0, top))
+    ax.set(xlabel="distance (fine-tuning displacements)", ylabel="gap (nats)")
