@@ -1,5 +1,7 @@
 """Intervals cover as often as they say; traces and densities against dense answers; angles and ratios against SciPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,15 +55,16 @@ def diagonal(spectrum, semidefinite=True):
     return Operator(Partial(jnp.multiply, jnp.asarray(spectrum)), len(spectrum), semidefinite, "float64")
 
 
-def coverage(spectrum, products, semidefinite, seeds=SEEDS, law=None):
+@partial(jax.jit, static_argnums=(2, 3))
+def sampled(operator, keys, sketch, count):
+    return jax.lax.map(lambda k: _traced_samples(operator, k, sketch, count), keys, batch_size=50)
+
+
+def coverage(spectrum, products, semidefinite, law=None):
+    """How often `trace`'s interval at so many products holds the trace, over the seeds."""
     sketch = products // 5
-    keys = jax.random.split(jax.random.key(products), seeds)
-    run = jax.jit(
-        lambda operator, keys: jax.lax.map(
-            lambda k: _traced_samples(operator, k, sketch, products - 2 * sketch), keys, batch_size=50
-        )
-    )
-    found, ones, twos = (np.asarray(x) for x in run(diagonal(spectrum, semidefinite), keys))
+    keys = jax.random.split(jax.random.key(products), SEEDS)
+    found, ones, twos = map(np.asarray, sampled(diagonal(spectrum), keys, sketch, products - 2 * sketch))
     interval = _interval(ones, twos, 0.95, semidefinite if law is None else law)
     rest = np.sum(spectrum) - found
     return np.mean((interval.lower <= rest) & (rest <= interval.upper))
@@ -92,6 +95,10 @@ def test_a_trace_is_its_interval():
     assert float(found.lower) < np.trace(A) < float(found.upper)
     assert float(found.lower) < float(found.trace) < float(found.upper)
     assert (found.products, found.law) == (30, "chi-squared")
+    # ... and that interval is the one whose coverage is tested above.
+    exact, ones, twos = map(np.asarray, _traced_samples(from_matrix(A), KEY, 6, 18))
+    expected = exact + _interval(ones, twos, 0.95, semidefinite=True)
+    np.testing.assert_allclose([found.trace, found.lower, found.upper], expected, rtol=IDENTITY.relative)
     wide = trace(from_matrix(A), KEY, products=30, confidence=0.999)
     assert float(wide.upper - wide.lower) > float(found.upper - found.lower)
 
@@ -148,7 +155,7 @@ def test_a_lone_eigenvalue_has_a_calibrated_density():
     spectrum = np.concatenate([np.zeros(49), [5.0]])
     true = smoothed(spectrum, [5.0], 0.1)[0]
     found = [
-        density(diagonal(spectrum), jax.random.key(seed), [5.0], width=0.1, steps=2, probes=4) for seed in range(SEEDS)
+        density(diagonal(spectrum), jax.random.key(seed), [5.0], width=0.1, steps=2, probes=4) for seed in range(500)
     ]
     covered = np.mean([float(one.lower[0]) <= true <= float(one.upper[0]) for one in found])
     assert COVERS[0] <= covered <= COVERS[1]
