@@ -162,6 +162,21 @@ def test_weights_are_put_back_bit_for_bit(tiny, world):
     assert float(found.gaps.safety[1]) != float(at_rest.safety)
 
 
+def test_a_plane_is_made_of_lines(tiny, world):
+    first = direction(KEY, curvature.parameters(tiny, LAST))
+    second = direction(jax.random.key(1), curvature.parameters(tiny, LAST[:1]), "tensor")
+    found = curvature.plane(tiny, world, first, second, [0.0, 0.2], [-0.1, 0.0, 0.1])
+    assert found.gaps.safety.shape == (3, 2)
+    along, across = (
+        curvature.line(tiny, world, first, [0.0, 0.2]),
+        curvature.line(tiny, world, second, [-0.1, 0.0, 0.1]),
+    )
+    same = {"rtol": 0, "atol": SCORE.absolute}
+    np.testing.assert_allclose(found.gaps.safety[1], along.gaps.safety, **same)
+    np.testing.assert_allclose(found.gaps.capability[:, 0], across.gaps.capability, **same)
+    assert abs(float(along.gaps.safety[1] - along.gaps.safety[0])) > VISIBLE
+
+
 def test_inside_adapted_the_trainable_tensors_are_the_adapters(tiny, world):
     recipe = Recipe(penalty=1.0, steps=2, rank=2, upper_layers=1, learning_rate=1e-2)
     tuned = finetune(tiny, world, recipe, progress=False)

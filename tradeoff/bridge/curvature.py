@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from tradeoff import gaps
 from tradeoff._records import Numbers
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoints import Checkpoint
-from tradeoff.landscape import HostOperator, Line, LocalLaw
+from tradeoff.landscape import HostOperator, Line, LocalLaw, Plane
 from tradeoff.landscape.neighbourhood import check_direction, check_distances
 from tradeoff.worlds.world import World
 
@@ -192,11 +193,57 @@ def line(
         ValueError: when the direction does not fit, a distance is not finite, or as `log_policy`.
     """
     check_direction(parameters(checkpoint, sorted(direction)), dict(direction))
-    steps, found = check_distances(distances), []
-    for t in steps.tolist():
-        with moved(checkpoint, direction, t):
-            found.append(gaps.both(world, policy.log_policy(checkpoint, world, batch_size, progress)))
-    return Line(steps, gaps.Gaps(jnp.stack([g.safety for g in found]), jnp.stack([g.capability for g in found])))
+    steps = check_distances(distances)
+    found = [_gaps_at(checkpoint, world, ((direction, t),), batch_size, progress) for t in steps.tolist()]
+    return Line(steps, jax.tree.map(lambda *each: jnp.stack(each), *found))
+
+
+def plane(
+    checkpoint: Checkpoint,
+    world: World,
+    first: Tree,
+    second: Tree,
+    x: Numbers,
+    y: Numbers,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Plane:
+    """Both gaps of a checkpoint on the plane of two directions, as `landscape.plane`: one scoring of the world a point.
+
+    Args:
+        checkpoint: as in `hessian`.
+        world: as in `hessian`.
+        first: the direction of x, as in `local_law`.
+        second: the direction of y; it may move other tensors than the first.
+        x: multiples of the first, shape (A,).
+        y: multiples of the second, shape (B,).
+        batch_size: as in `hessian`.
+        progress: whether to show a progress bar for each point.
+
+    Returns:
+        A `landscape.Plane`.
+
+    Raises:
+        ValueError: as `line`.
+    """
+    for way in (first, second):
+        check_direction(parameters(checkpoint, sorted(way)), dict(way))
+    x, y = check_distances(x), check_distances(y)
+    found = [
+        _gaps_at(checkpoint, world, ((first, a), (second, b)), batch_size, progress)
+        for b in y.tolist()
+        for a in x.tolist()
+    ]
+    return Plane(x, y, jax.tree.map(lambda *each: jnp.stack(each).reshape(len(y), len(x)), *found))
+
+
+def _gaps_at(
+    checkpoint: Checkpoint, world: World, moves: Sequence[tuple[Tree, float]], batch_size: int, progress: bool
+) -> gaps.Gaps:
+    with ExitStack() as stack:
+        for way, t in moves:
+            stack.enter_context(moved(checkpoint, way, t))
+        return gaps.both(world, policy.log_policy(checkpoint, world, batch_size, progress))
 
 
 @contextmanager
