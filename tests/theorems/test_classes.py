@@ -14,8 +14,10 @@ import tradeoff as to
 from tests.oracle import kl, law
 from tests.theorems.mutants import wrong
 from tradeoff import theorems
-from tradeoff.theorems import classes, verify
-from tradeoff.theorems.classes import Losses, Sampled, Sweep
+from tradeoff.theorems import class_instances as classes
+from tradeoff.theorems import verify
+from tradeoff.theorems.class_instances import Losses, Sweep
+from tradeoff.theorems.samples import Sampled
 from tradeoff.tolerances import IDENTITY, agree
 
 KEY = jax.random.key(4)

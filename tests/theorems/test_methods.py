@@ -12,15 +12,22 @@ from tradeoff import citations, theorems
 from tradeoff.dynamics.quadratic import quadratic_flow
 from tradeoff.problems import quadratic
 from tradeoff.problems.quadratic import half_square, length
-from tradeoff.theorems import _linear
-from tradeoff.theorems import methods_policy as policy
-from tradeoff.theorems import methods_quadratic as quadratics
-from tradeoff.theorems import methods_training as training
+from tradeoff.theorems import _linear, registry
+from tradeoff.theorems import methods_averaging as averaging
+from tradeoff.theorems import methods_barrier as barriers
+from tradeoff.theorems import methods_basin as basin
+from tradeoff.theorems import methods_fixed_points as fixed_points
+from tradeoff.theorems import methods_front as front
+from tradeoff.theorems import methods_guarded as guarded
+from tradeoff.theorems import methods_interference as interference
+from tradeoff.theorems import methods_layers as layers
+from tradeoff.theorems import methods_preferences as preferences
 from tradeoff.theorems._linear import covariance_of, end_of, power, solved
+from tradeoff.theorems.methods_instances import at_label, front_displacement
 from tradeoff.theorems.registry import found_in
 from tradeoff.tolerances import BOUND, DERIVATIVE, EXACT, IDENTITY, LIMIT, agree
 
-CLAIMS = [claim for module in (quadratics, training, policy) for claim in found_in(module)]
+CLAIMS = [claim for module in registry.MODULES if ".methods_" in module.__name__ for claim in found_in(module)]
 MUTANTS = {}
 
 
@@ -95,7 +102,7 @@ scaled("basin", "Lipschitz", 0.5)
 
 @slip("front", "ν upside down", "<=")
 def _(i):
-    at = i.quad.theta_s + quadratics.front_displacement(i.quad, 1 / i.lam)
+    at = i.quad.theta_s + front_displacement(i.quad, 1 / i.lam)
     return i.quad.objective(at, i.lam), i.quad.objective(i.theta, i.lam)
 
 
@@ -104,7 +111,7 @@ def _(i):
     values, U = quadratic.spectrum(i.quad.H_f)
     flat = U * jnp.where(values > 2.0**-42 * values[-1], 0.0, 1.0)[None, :]
     d = i.quad.displacement
-    end = quadratics.front_displacement(i.quad, jnp.float64(1e-9))
+    end = front_displacement(i.quad, jnp.float64(1e-9))
     return apart(end, d - flat @ (flat.T @ d), length(d))
 
 
@@ -121,12 +128,10 @@ def filtered(f):
 
 
 slip("filters", "one step more")(
-    filtered(lambda i, a, e: (quadratics.descend(i)[0] - i.quad.theta_f, power(1 - i.step * a, i.steps + 1)))
+    filtered(lambda i, a, e: (front.descend(i)[0] - i.quad.theta_f, power(1 - i.step * a, i.steps + 1)))
 )
 slip("filters", "descent as a flow")(
-    filtered(
-        lambda i, a, e: (quadratics.descend(i)[0] - i.quad.theta_f, jnp.exp(-i.step * a * i.steps.astype(jnp.float64)))
-    )
+    filtered(lambda i, a, e: (front.descend(i)[0] - i.quad.theta_f, jnp.exp(-i.step * a * i.steps.astype(jnp.float64))))
 )
 slip("filters", "half the pull")(
     filtered(lambda i, a, e: (
@@ -137,14 +142,14 @@ slip("filters", "half the pull")(
 
 @slip("filter-pareto", "safety curvature dropped")
 def _(i):
-    A, B, e = quadratics._matrices(i)
+    A, B, e = front._matrices(i)
     kept = i.strength / (i.alpha + i.strength)
     return apart(solved(A + i.strength * B, i.strength * (B @ e)), i.axes @ (kept * i.along), 1.0)
 
 
 @slip("l2sp-on-front", "ν times the curvature instead of over it")
 def _(i):
-    A, B, e = quadratics._matrices(i)
+    A, B, e = front._matrices(i)
     nu = i.strength * i.beta[0]
     pulled = solved(A + i.strength * jnp.eye(3), i.strength * e)
     return apart(pulled, solved(A + nu * B, nu * (B @ e)), 1.0)
@@ -154,7 +159,7 @@ def _(i):
 def _(i):
     d = i.quad.displacement
     nu = i.share / (1 - i.share) * length(i.quad.pull) / length(i.quad.H_s @ d)
-    return apart(i.share * d, quadratics.front_displacement(i.quad, nu), length(d))
+    return apart(i.share * d, front_displacement(i.quad, nu), length(d))
 
 
 @slip("square-root", "without roots")
@@ -181,7 +186,7 @@ def _(i):
 def _(i):
     A, B, d = i.quad.H_f, i.quad.H_s, i.quad.displacement
     stated = solved(A + i.strength * jnp.eye(3), A @ d)
-    return apart(quadratics._lisa(Quadratic(A, d, B), i.strength)[1], stated, length(d))
+    return apart(fixed_points._lisa(Quadratic(A, d, B), i.strength)[1], stated, length(d))
 
 
 def Quadratic(H_f, d, H_s):  # noqa: N802 (a pair aligned at zero)
@@ -214,27 +219,27 @@ def _(i):
 @slip("ema-filter", "dropped r")
 def _(i):
     r = 1 - i.step * i.alpha
-    run, size = training._average(r, i.eta, i.steps)
-    return run / size, (power(i.eta, i.steps) + (1 - i.eta) * training._quotient(r, i.eta, i.steps)) / size
+    run, size = averaging._average(r, i.eta, i.steps)
+    return run / size, (power(i.eta, i.steps) + (1 - i.eta) * averaging._quotient(r, i.eta, i.steps)) / size
 
 
 @slip("ema-filter", "dropped 1 - η")
 def _(i):
     r = 1 - i.step * i.alpha
-    run, size = training._average(r, i.eta, i.steps)
-    return run / size, (power(i.eta, i.steps) + r * training._quotient(r, i.eta, i.steps)) / size
+    run, size = averaging._average(r, i.eta, i.steps)
+    return run / size, (power(i.eta, i.steps) + r * averaging._quotient(r, i.eta, i.steps)) / size
 
 
 @slip("ema-flow", "swapped rates")
 def _(i):
     right = (i.alpha * jnp.exp(-i.alpha * i.time) - i.rate * jnp.exp(-i.rate * i.time)) / (i.alpha - i.rate)
-    return training._follows(i.alpha, i.rate, i.time), right
+    return averaging._follows(i.alpha, i.rate, i.time), right
 
 
 @slip("ema-in-loop", "η for 1 - η")
 def _(i):
-    averaged, _ = training._train(i, i.step, i.eta)
-    return apart(averaged, training._train(i, i.eta * i.step, jnp.zeros(()))[0], length(i.start))
+    averaged, _ = averaging._train(i, i.step, i.eta)
+    return apart(averaged, averaging._train(i, i.eta * i.step, jnp.zeros(()))[0], length(i.start))
 
 
 @slip("ema-to-start", "μ = η/h")
@@ -259,7 +264,7 @@ def _(i):
 
 @slip("lb-sgd-halving", "a step twice as long", ">=")
 def _(i):
-    step, *_ = training.barrier_step(i)
+    step, *_ = barriers.barrier_step(i)
     rise = i.slopes[0] @ (2 * step) + jnp.dot(2 * step, i.Hs[0] @ (2 * step)) / 2
     return (i.slack[0] - rise) / i.slack[0], jnp.float64(0.5)
 
@@ -272,14 +277,14 @@ def _(i):
 
 @slip("interference", "divided by the harmful length")
 def _(i):
-    moved = policy._fine_tune(i, jnp.array([1.0, 0.0]))
+    moved = interference._fine_tune(i, jnp.array([1.0, 0.0]))
     kappa = jnp.dot(i.harmful, i.benign[0]) / jnp.sum(i.harmful**2)
     return apart(i.harmful @ moved, kappa * (i.benign[0] @ moved), length(i.harmful) * length(moved))
 
 
 @slip("interference", "one context's law for two")
 def _(i):
-    moved = policy._fine_tune(i, jnp.array([1.0, 1.0]))
+    moved = interference._fine_tune(i, jnp.array([1.0, 1.0]))
     kappa = jnp.dot(i.harmful, i.benign[0]) / jnp.sum(i.benign[0] ** 2)
     return apart(i.harmful @ moved, kappa * (i.benign[0] @ moved), length(i.harmful) * length(moved))
 
@@ -287,19 +292,19 @@ def _(i):
 @slip("star-dss-kl", "λ dropped", ">=")
 def _(i):
     V, held = i.value, (1 - i.value) * i.strength
-    stated = policy.mixture(i.reference, i.label, V, jnp.ones(()))
+    stated = guarded.mixture(i.reference, i.label, V, jnp.ones(()))
 
     def loss(log_p):
         kept = jnp.where(i.reference > 0, i.reference * log_p, 0)
-        return -V * policy.at_label(log_p, i.label) - held * jnp.sum(kept)
+        return -V * at_label(log_p, i.label) - held * jnp.sum(kept)
 
-    rival = jnp.log(jnp.maximum(policy.mixture(i.reference, i.label, V, i.strength), 1e-12))
+    rival = jnp.log(jnp.maximum(guarded.mixture(i.reference, i.label, V, i.strength), 1e-12))
     return loss(rival), loss(jnp.log(jnp.where(stated > 0, stated, 1)))
 
 
 @slip("star-dss-k2", "the factor e^(2f)", ">=")
 def _(i):
-    V, held, log_r = i.value, (1 - i.value) * i.strength, jnp.log(policy.at_label(i.reference, i.label))
+    V, held, log_r = i.value, (1 - i.value) * i.strength, jnp.log(at_label(i.reference, i.label))
 
     def loss(u):
         return -V * u + held * (u - log_r) ** 2 / 2
@@ -319,14 +324,14 @@ def _(i):
 @slip("constrained-sft", "σ for 2σ")
 def _(i):
     log_p, log_ref = (jax.nn.log_softmax(z) for z in (i.logits, i.reference))
-    deviation = policy.at_label(log_p - log_ref, i.label)
+    deviation = at_label(log_p - log_ref, i.label)
     slope = jax.grad(lambda x: -2 / i.beta * jax.nn.log_sigmoid(i.beta * x))(deviation)
     return -slope, jax.nn.sigmoid(-i.beta * deviation)
 
 
 @slip("lookahead", "the copy's sign turned")
 def _(i):
-    p = policy.at_label(jax.nn.softmax(i.logits), i.label)
+    p = at_label(jax.nn.softmax(i.logits), i.label)
     return part("lookahead", "complement", i)[0], (1 - p) / (1 - p + p * jnp.exp(-i.copy))
 
 
@@ -341,7 +346,7 @@ def _(i):
 def _(i):
     U = i.P @ i.Q
     residual, rate = i.R - i.W @ U, 1 / jnp.sum(U**2)
-    ended = end_of(jnp.eye(3) - rate * U @ U.T, rate * U @ residual.T, policy.DOUBLINGS).T
+    ended = end_of(jnp.eye(3) - rate * U @ U.T, rate * U @ residual.T, layers.DOUBLINGS).T
     return apart(ended, residual @ U.T, length(residual))
 
 
@@ -353,7 +358,7 @@ def _(i):
 
 @slip("basin", "twice the noise", ">=")
 def _(i):
-    start, here = (policy._expected(i, moved)[0] for moved in (jnp.zeros(2), i.moved))
+    start, here = (basin._expected(i, moved)[0] for moved in (jnp.zeros(2), i.moved))
     far = jnp.sqrt(jnp.sum(i.moved**2) + i.aside**2)
     return here, jax.scipy.special.ndtr(jax.scipy.special.ndtri(start) - far / 2)
 
@@ -386,7 +391,7 @@ def test_the_shipped_estimator_multiplies_by_seven_where_the_mixture_lifts_from_
     multiplied, mixed = stationary(0.5, 0.5, 1e-6)
     assert agree(multiplied, 1e-6 * np.exp(2), EXACT)
     assert f"{np.exp(2):.1f}" == "7.4"
-    impossible = policy.mixture(jnp.array([0.0, 1.0]), jnp.array(0), jnp.float64(0.5), jnp.float64(0.5))
+    impossible = guarded.mixture(jnp.array([0.0, 1.0]), jnp.array(0), jnp.float64(0.5), jnp.float64(0.5))
     assert agree(float(impossible[0]), 0.5 / 0.75, EXACT)
     assert multiplied < mixed
 
@@ -405,15 +410,15 @@ def test_where_the_shipped_estimator_stops_being_stricter(value, printed):
 
 @pytest.mark.parametrize("kappa", [1.0, 1.5, 2.0, 2.5])
 def test_an_understated_curvature_leaves_one_minus_half_of_it(kappa):
-    instance = training.barrier(curved=kappa, told=1.0)
+    instance = barriers.barrier(curved=kappa, told=1.0)
     left, _ = part("lb-sgd-halving", "first constraint", instance)
     assert agree(float(left), 1 - kappa / 2, IDENTITY)
-    assert training.TRUE_SMOOTHNESS.holds(instance) == (kappa <= 1)
+    assert barriers.TRUE_SMOOTHNESS.holds(instance) == (kappa <= 1)
 
 
 @pytest.mark.parametrize(("beta", "printed"), [(0.5, "15.2"), (2.0, "3.8")])
 def test_where_the_constraint_meets_its_clamp(beta, printed):
-    assert f"{policy.EXTENT / beta:.1f}" == printed
+    assert f"{preferences.EXTENT / beta:.1f}" == printed
 
 
 def test_the_noise_floor_is_that_of_scipy():
@@ -432,7 +437,7 @@ def test_the_noise_floor_is_that_of_scipy():
 def test_the_averaged_flow_is_that_of_a_matrix_exponential(rate):
     system = np.array([[-1.0, 0.0], [rate, -rate]])
     shadow = (scipy.linalg.expm(0.7 * system) @ np.ones(2))[1]
-    assert agree(float(training._follows(jnp.ones(()), jnp.float64(rate), jnp.float64(0.7))), shadow, EXACT)
+    assert agree(float(averaging._follows(jnp.ones(()), jnp.float64(rate), jnp.float64(0.7))), shadow, EXACT)
 
 
 @pytest.mark.parametrize(("pull", "slope"), [((0.0, 1.0), 4), ((0.5, 1.0), 2)])
@@ -455,15 +460,15 @@ def test_both_states_of_an_alternation_are_off_the_front():
     quad = Quadratic(
         jnp.diag(jnp.array([3.0, 1.0, 1.0])), jnp.append(quad.theta_f, 0.5), jnp.eye(3).at[:2, :2].set(quad.H_s)
     )
-    for state in quadratics._lisa(quad, jnp.ones(())):
+    for state in fixed_points._lisa(quad, jnp.ones(())):
         at = quad.gaps(state)
         # On the front the two gradients are opposite: here some third point is better for both losses.
-        fronts = [quad.gaps(quadratics.front_displacement(quad, jnp.float64(nu))) for nu in np.logspace(-4, 4, 4001)]
+        fronts = [quad.gaps(front_displacement(quad, jnp.float64(nu))) for nu in np.logspace(-4, 4, 4001)]
         assert any(one.safety < at.safety and one.capability < at.capability for one in fronts)
 
 
 def test_the_minimum_norm_edit_is_that_of_a_pseudo_inverse():
-    instance = policy._edit()
+    instance = layers._edit()
     U = np.asarray(instance.P @ instance.Q)
     stated = (np.asarray(instance.R) - np.asarray(instance.W) @ U) @ np.linalg.pinv(U)
     rate = 1 / np.sum(U**2)
@@ -478,13 +483,13 @@ def test_the_minimum_norm_edit_is_that_of_a_pseudo_inverse():
 
 def test_the_normal_law_is_that_of_scipy():
     x = np.linspace(-9, 9, 181)
-    ours = np.asarray(policy.normal_law(jnp.asarray(x)))
+    ours = np.asarray(basin.normal_law(jnp.asarray(x)))
     assert all(agree(a, b, IDENTITY) for a, b in zip(ours.tolist(), scipy.stats.norm.cdf(x).tolist(), strict=True))
-    assert agree(float(policy.normal_law(jnp.float64(50.0))), 1.0, EXACT)
+    assert agree(float(basin.normal_law(jnp.float64(50.0))), 1.0, EXACT)
 
 
 def test_a_half_space_meets_its_certificate():
-    left, right = part("basin", "certificate", policy._half_space())
+    left, right = part("basin", "certificate", basin._half_space())
     assert agree(float(left), scipy.stats.norm.cdf(-1.0), BOUND)
     assert agree(float(left), float(right), BOUND)
 
