@@ -87,8 +87,11 @@ class Verify:
                 bar.update(count - done[claim.name])
                 done[claim.name] = count
 
-            for verdict in theorems.verify_each(claims, key, self.instances, advance, self.record):
-                yield verdict, theorems.falsify(verdict.theorem, key, self.restarts) if self.falsify else None
+            # An attack has the machine to itself, so the verdicts come one at a time then.
+            groups = [[claim] for claim in claims] if self.falsify else [claims]
+            for group in groups:
+                for verdict in theorems.verify_each(group, key, self.instances, advance, self.record):
+                    yield verdict, theorems.falsify(verdict.theorem, key, self.restarts) if self.falsify else None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A long run may keep a record: stopped anywhere it goes on from there, and asked 
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from tradeoff.theorems.claim import Family, Theorem
 from tradeoff.theorems.tally import EMPTY, Record
@@ -30,6 +31,9 @@ UNOPTIMISED = LEAN | {"xla_backend_optimization_level": 0}
 """Half to a third of the speed, and a quarter of the time to compile."""
 THREADS = 2
 """Claims that `verify_each` checks at once: most of the time goes into compiling, which leaves Python free."""
+_TURN = threading.Lock()
+"""Programs compile side by side and run one after the other: XLA spreads batched factorisations over its few threads and
+waits for them on one of these, so that two programs at once can wait for each other for ever."""
 KEPT_EVERY = 10.0
 """Seconds between two writings of a record."""
 
@@ -114,15 +118,17 @@ def verify(
     if instances < 1:
         raise ValueError(f"verify was given instances={instances}; at least 1 is required.")
     began = time.perf_counter()
-    draw, check = _draws(theorem.family, instances <= QUICK), _checker(theorem, instances <= QUICK)
+    quick = instances <= QUICK
+    draw, check = _drawing(theorem.family, quick, BATCH), _checking(theorem, quick, BATCH)
     if not theorem.sides.__module__.startswith(__package__ or ""):
-        _refuse_chance(theorem, draw(key, np.arange(BATCH)))
+        _refuse_chance(theorem)
     kept = None if record is None else Record(record, theorem, key)
     tally = EMPTY if kept is None else kept.read()
     saved = began
     while tally.checked < instances:
         numbers = np.arange(tally.checked, tally.checked + BATCH)
-        found = jax.device_get(check(draw(key, numbers), numbers < instances))
+        with _TURN:
+            found = jax.device_get(check(draw(_keys(key, numbers)), numbers < instances))
         _refuse_ill_posed(theorem, found, tally.checked)
         whole = tally.checked + BATCH <= instances
         tally = tally.with_batch(found, min(tally.checked + BATCH, instances))
@@ -218,8 +224,8 @@ def slacks(theorem: Theorem, key: Array, instances: int = 1_000) -> Float[Array,
     if instances < 1:
         raise ValueError(f"slacks was given instances={instances}; at least 1 is required.")
     compare = jax.jit(jax.vmap(lambda one: theorem.compare(one)[1]), compiler_options=understood(UNOPTIMISED))
-    starts = range(0, instances, BATCH)
-    found = [compare(_draws(theorem.family, True)(key, np.arange(start, start + BATCH))) for start in starts]
+    draw = _drawing(theorem.family, True, BATCH)
+    found = [compare(draw(_keys(key, np.arange(start, start + BATCH)))) for start in range(0, instances, BATCH)]
     return jnp.concatenate(found)[:instances]
 
 
@@ -239,8 +245,10 @@ def replay(theorem: Theorem, key: Array, index: int, instances: int = 10_000) ->
         raise ValueError(f"replay was given index={index}; instances are numbered from 0.")
     # The whole batch, because the last bit of an exponential may depend on the shape it is computed in.
     start = index - index % BATCH
-    batch = _draws(theorem.family, instances <= QUICK)(key, np.arange(start, start + BATCH))
-    return jax.tree.map(lambda leaf: leaf[index - start], batch)
+    draw = _drawing(theorem.family, instances <= QUICK, BATCH)
+    with _TURN:
+        batch = jax.device_get(draw(_keys(key, np.arange(start, start + BATCH))))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[index - start]), batch)
 
 
 def understood(options: dict[str, Any]) -> dict[str, Any]:
@@ -257,11 +265,28 @@ def _is_understood(name: str, value: Any) -> bool:
     return True
 
 
-@cache
-def _draws(family: Family, quick: bool) -> Callable[[Array, ArrayLike], Any]:
-    """Compiled drawing of a batch of instances; families are shared, so each is compiled once."""
-    batch = jax.jit(jax.vmap(family.draw), compiler_options=understood(UNOPTIMISED if quick else LEAN))
-    return lambda key, numbers: batch(_keys(key, numbers))
+def _compiled_once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what `make` compiles; of several threads that want the same program one compiles it and the others wait."""
+    locks: defaultdict[tuple[Any, ...], threading.Lock] = defaultdict(threading.Lock)
+    made = cache(make)
+
+    def get(*what: Any) -> Any:
+        with locks[what]:
+            return made(*what)
+
+    return get
+
+
+@_compiled_once
+def _drawing(family: Family, quick: bool, size: int) -> Any:
+    """The program that draws a batch of instances from its keys; families are shared, so each is compiled once."""
+    draw = jax.jit(jax.vmap(family.draw), compiler_options=understood(UNOPTIMISED if quick else LEAN))
+    return draw.lower(_some_keys(size)).compile()
+
+
+def _some_keys(size: int) -> Any:
+    """The shape of the keys of a batch."""
+    return jax.eval_shape(lambda: _keys(jax.random.key(0), jnp.arange(size)))
 
 
 @jax.jit
@@ -284,9 +309,9 @@ class Found(NamedTuple):
     broken: Array
 
 
-@cache
-def _checker(theorem: Theorem, quick: bool) -> Callable[[Any, ArrayLike], Found]:
-    """Compiled check of a batch."""
+@_compiled_once
+def _checking(theorem: Theorem, quick: bool, size: int) -> Any:
+    """The program that checks a batch, of which some instances count."""
     equality = jnp.array([relation == "==" for relation in theorem.relations])
     floor = theorem.tolerance.absolute
 
@@ -309,7 +334,9 @@ def _checker(theorem: Theorem, quick: bool) -> Callable[[Any, ArrayLike], Found]
             jnp.sum(jnp.any(violated, axis=-1)), jnp.max(ratio), jnp.array(broken, int),
         )  # fmt: skip
 
-    return jax.jit(check, compiler_options=understood(UNOPTIMISED if quick else LEAN))
+    batch = jax.eval_shape(jax.vmap(theorem.family.draw), _some_keys(size))
+    counted = jax.ShapeDtypeStruct((size,), bool)
+    return jax.jit(check, compiler_options=understood(UNOPTIMISED if quick else LEAN)).lower(batch, counted).compile()
 
 
 def _refuse_ill_posed(theorem: Theorem, found: Found, start: int) -> None:
@@ -329,9 +356,11 @@ def _refuse_ill_posed(theorem: Theorem, found: Found, start: int) -> None:
         )
 
 
-def _refuse_chance(theorem: Theorem, batch: Any) -> None:
+def _refuse_chance(theorem: Theorem) -> None:
     """A claim whose sides come out differently when they are traced again draws random numbers of its own."""
-    once, again = (jax.make_jaxpr(jax.vmap(theorem.sides))(batch) for _ in range(2))
+    instance = jax.eval_shape(theorem.family.draw, jax.random.key(0))
+    # A new function each time, because JAX traces one function once.
+    once, again = (jax.make_jaxpr(lambda one: theorem.sides(one))(instance) for _ in range(2))
     same = str(once.jaxpr) == str(again.jaxpr) and all(
         np.array_equal(one, other) for one, other in zip(once.consts, again.consts, strict=True)
     )
