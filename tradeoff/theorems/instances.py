@@ -170,11 +170,18 @@ class Draws:
 
     def __init__(self, key: Array, count: int = 80) -> None:
         words = jax.random.key_data(key).astype(jnp.uint64)
-        bits = _splitmix64((words[0] << 32) | words[-1], 2 * count)
-        numbers = ((bits >> 11).astype(jnp.float64) + 0.5) * 2.0**-53
-        self._uniforms = numbers[:count]
-        inside = jnp.clip(2 * numbers[count:] - 1, -1 + 2.0**-23, 1 - 2.0**-23).astype(jnp.float32)
-        self._normals = jnp.sqrt(2.0) * jax.lax.erf_inv(inside).astype(jnp.float64)
+        seed = (words[0] << 32) | words[-1]
+
+        def block(start: Array) -> tuple[Array, Array]:
+            bits = _splitmix64(seed, start + jnp.arange(1, count + 1, dtype=jnp.uint64))
+            numbers = ((bits >> 11).astype(jnp.float64) + 0.5) * 2.0**-53
+            inside = jnp.clip(2 * numbers - 1, -1 + 2.0**-23, 1 - 2.0**-23).astype(jnp.float32)
+            return numbers, jnp.sqrt(2.0) * jax.lax.erf_inv(inside).astype(jnp.float64)
+
+        # A loop, because XLA would otherwise compile the generator again into every place where a number is used, and round
+        # its single precision differently there: a rotation would not be one.
+        uniforms, normals = jax.lax.map(block, jnp.array([0, count], jnp.uint64))
+        self._uniforms, self._normals = uniforms[0], normals[1]
 
     def uniform(self, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> Array:
         """Uniform on (low, high)."""
@@ -208,9 +215,9 @@ class Draws:
             raise ValueError(f"Draws has {left.size} numbers left and {count} were asked for; give it a larger count.")
 
 
-def _splitmix64(seed: Array, count: int) -> Array:
-    """The first `count` outputs of the generator of Steele, Lea and Flood (2014)."""
-    z = seed + jnp.arange(1, count + 1, dtype=jnp.uint64) * jnp.uint64(0x9E3779B97F4A7C15)
+def _splitmix64(seed: Array, numbers: Array) -> Array:
+    """Outputs of the generator of Steele, Lea and Flood (2014), by number from 1."""
+    z = seed + numbers * jnp.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> 30)) * jnp.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> 27)) * jnp.uint64(0x94D049BB133111EB)
     return z ^ (z >> 31)

@@ -268,6 +268,7 @@ _RULES: dict[str, Callable[[Any, list[np.ndarray]], list[np.ndarray]]] = {
     },
     **dict.fromkeys(_MOVED.split(), _move),
     **dict.fromkeys(_CALLS, _call),
+    "iota": lambda e, v: [_lift(_bind(e, v)[0])],
     "scan": _scan,
     "while": _while,
     "cond": _branch,
