@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two busy processes on two cores: threads of torch that spin while they wait would slow both several times.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce toy test lint docs gallery clean
+.PHONY: reproduce toy test lint bench docs gallery clean
 
 reproduce: .venv/made
 	$(BIN)/python -m experiments
@@ -24,6 +24,10 @@ lint: .venv/made
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+# Against the peers; those that are not installed are skipped by name.
+bench: .venv/made
+	$(BIN)/python -m benchmarks
 
 # A page for every theorem, from the objects; then the site, in site/.
 docs: .venv/made

@@ -1,0 +1,1 @@
+"""The package against what a user would otherwise pick: `python -m benchmarks`."""

@@ -1,0 +1,133 @@
+"""The measuring of contenders: interleaved, accuracy first, honest about what is wrong, missing or not finished."""
+
+import dataclasses
+import json
+import math
+import time
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import machine, protocol
+from benchmarks.protocol import Benchmark, Contender, Score
+
+WORK = Benchmark(
+    name="work",
+    title="work",
+    contenders=lambda: [Contender("tradeoff", lambda: 1.0), Contender("peer", lambda: 1.0)],
+    error=lambda result: abs(result - 1),
+    tolerance=0.5,
+    bars={"peer": 2.0, "absent": 3.0},
+    repeats=2,
+)
+
+
+def score(name: str, *blocks: float, error: float = 0.0) -> Score:
+    return Score(name, 0.0, 1.0, error, error <= WORK.tolerance, list(blocks))
+
+
+def test_contenders_take_turns_after_two_warm_up_calls():
+    calls: list[str] = []
+    first = Contender("tradeoff", lambda: calls.append("o"))
+    slow = Contender("slow", lambda: calls.append("s"), repeats=1)
+    work = dataclasses.replace(WORK, contenders=lambda: [first, slow], error=lambda _: 0.0, repeats=3)
+    protocol.measure(work, blocks=2)
+    assert "".join(calls) == "ooss" + 2 * "osoo"
+
+
+def test_a_ratio_is_of_minima_in_a_block_and_a_bar_asks_for_the_best_block():
+    ours, peer = score("tradeoff", 1.0, 1.0, 2.0), score("peer", 1.5, 2.5, 3.0)
+    (found,) = protocol.comparisons([ours, peer], WORK)
+    assert found["blocks"] == [1.5, 2.5, 1.5]
+    assert (found["ratio"], found["met"]) == (2.5, True)
+    (found,) = protocol.comparisons([ours, peer], dataclasses.replace(WORK, bars={"peer": 2.6}))
+    assert found["met"] is False  # negative control
+
+
+@pytest.mark.parametrize("error", [0.6, math.nan])
+def test_a_contender_that_is_wrong_scores_nothing(error):
+    right, wrong = score("tradeoff", 1.0), score("peer", 1.5, error=error)
+    assert protocol.comparisons([right, wrong], WORK)[0]["met"], "a wrong peer is no peer"
+    assert not protocol.comparisons([right, score("peer", 1.5)], WORK)[0]["met"], "a right one is"
+    fast = score("tradeoff", 1e-9, error=error)
+    assert not protocol.comparisons([fast, score("peer", 1.0)], WORK)[0]["met"], "nor is ours, however fast"
+
+
+def test_memory_is_a_gate_of_ours_and_is_seen():
+    _, took = machine.peak_megabytes(lambda: bytearray(64 << 20))
+    if took is None:
+        pytest.skip("this system does not tell the peak of memory")
+    assert 60 < took < 100
+    ours, peer = score("tradeoff", 1.0), score("peer", 3.0)
+    tight = dataclasses.replace(WORK, most_megabytes=0.5)
+    assert protocol.comparisons([ours, peer], WORK)[0]["met"]
+    assert not protocol.comparisons([ours, peer], tight)[0]["met"]
+
+
+def test_a_missing_peer_is_named_and_one_that_fails_stops_nobody(tmp_path):
+    def fail():
+        raise OverflowError("too much")
+
+    failing = Contender("peer", fail)
+    result = protocol.measure(dataclasses.replace(WORK, contenders=lambda: [*WORK.contenders()[:1], failing]), blocks=1)
+    assert result["skipped"] == ["absent"]
+    assert result["contenders"][1]["failure"] == "failed: OverflowError: too much"
+    page = protocol.table(result)
+    assert "absent" in page
+    assert "skipped: not installed" in page
+    assert protocol.peer("no_such_package_anywhere") is None
+    assert protocol.peer("json") is json
+
+
+def test_the_file_holds_what_was_measured_and_what_made_it(tmp_path):
+    result = protocol.measure(WORK, blocks=2)
+    found = json.loads(protocol.save(result, tmp_path).read_text())
+    assert set(found) == {
+        *("schema", "benchmark", "title", "tolerance", "most_megabytes", "contenders", "comparisons", "skipped"),
+        *("others_busy", "under_load", "environment", "seconds"),
+    }
+    ours = found["contenders"][0]
+    assert set(ours) == {"name", "first_call", "megabytes", "error", "valid", "blocks", "failure", "best"}
+    assert ours["best"] == min(ours["blocks"])
+    assert len(ours["blocks"]) == 2
+    assert {"processor", "cores", "threads", "python", "system", "versions", "source"} <= set(found["environment"])
+    assert found["environment"]["versions"]["numpy"]
+    undefined = dataclasses.replace(WORK, error=lambda _: math.nan)
+    assert protocol.measure(undefined, blocks=1)["contenders"][0]["error"] is None
+
+
+def test_shortfalls_are_said_in_words():
+    result = protocol.measure(WORK, blocks=1)
+    met = dict(result["comparisons"][0], ratio=2.1, met=True)
+    assert protocol.missed({**result, "comparisons": [met]}) == []
+    assert protocol.missed({**result, "comparisons": [dict(met, ratio=1.5, met=False)]}) == ["peer 1.50x of 2x"]
+    wrong = dataclasses.replace(WORK, tolerance=-1.0)
+    assert protocol.missed(protocol.measure(wrong, blocks=1)) == ["tradeoff misses the accuracy gate"]
+
+
+@pytest.mark.parametrize(("cores", "loaded"), [(0.0, False), (1.5, True)])
+def test_a_result_taken_beside_other_load_says_so(monkeypatch, cores, loaded):
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: cores * time.perf_counter())
+    result = protocol.measure(WORK, blocks=1)
+    assert result["under_load"] is loaded
+    assert ("UNDER LOAD: other processes kept 1.5 cores busy" in protocol.table(result)) is loaded
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: None)
+    assert protocol.measure(WORK, blocks=1)["under_load"] is None
+
+
+@pytest.mark.parametrize("names", [[], ["tradeoff", "tradeoff"]])
+def test_contenders_need_names_of_their_own(names):
+    twice = dataclasses.replace(WORK, contenders=lambda: [Contender(name, lambda: 1.0) for name in names])
+    with pytest.raises(ValueError, match="at least one, each with its own name"):
+        protocol.measure(twice)
+
+
+def test_every_benchmark_is_found_by_a_name_of_its_own(capsys):
+    known = command.collect()
+    assert {subject for subject, _ in known.values()} == set(command.subjects())
+    for name, (_, each) in known.items():
+        assert name == each.name
+        assert name.isidentifier()
+    with pytest.raises(SystemExit):
+        command.main(["no_such_benchmark"])
+    assert "no benchmark or subject is named 'no_such_benchmark'" in capsys.readouterr().err
