@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import tradeoff as to
 from experiments.common import key
+from tradeoff.theorems.together import CORES
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
     claims = [to.theorems.get(name) for name in settings.names]
     found = []
     with tqdm(desc="theorems", unit="claim", total=len(claims), disable=not progress) as bar:
-        for verdict in to.theorems.verify_each(claims, key(settings.seed), settings.instances):
+        for verdict in to.theorems.verify_each(claims, key(settings.seed), settings.instances, processes=CORES):
             found.append(verdict)
             bar.update()
     if failed := [str(verdict) for verdict in found if not verdict.holds]:

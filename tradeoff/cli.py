@@ -1,6 +1,7 @@
 """The command line: `tradeoff verify`, `tradeoff frontier`, `tradeoff document`."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Verify:
         restarts: ascents of the falsifier.
         seed: seed of the random instances.
         record: folder that keeps the runs: stopped, they go on; asked for more, they draw only the rest.
+        processes: how many share the registered theorems; one for each core unless told.
         list_only: only list the theorems.
         json: print JSON for a machine to read.
     """
@@ -36,6 +38,7 @@ class Verify:
     restarts: int = 64
     seed: int = 0
     record: Path | None = None
+    processes: int = os.cpu_count() or 1
     list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
     json: bool = False
 
@@ -47,7 +50,7 @@ class Verify:
             claims = [claim for name in self.names for claim in _claims(name)] or list(theorems.all())
         except (KeyError, ValueError) as error:
             return _refuse(error.args[0])
-        for name in ("instances", "restarts"):
+        for name in ("instances", "restarts", "processes"):
             if getattr(self, name) < 1:
                 return _refuse(f"--{name} is {getattr(self, name)}; at least 1 is required.")
         if self.list_only:
@@ -90,7 +93,7 @@ class Verify:
             # An attack has the machine to itself, so the verdicts come one at a time then.
             groups = [[claim] for claim in claims] if self.falsify else [claims]
             for group in groups:
-                for verdict in theorems.verify_each(group, key, self.instances, advance, self.record):
+                for verdict in theorems.verify_each(group, key, self.instances, advance, self.record, self.processes):
                     yield verdict, theorems.falsify(verdict.theorem, key, self.restarts) if self.falsify else None
 
 

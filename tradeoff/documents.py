@@ -105,7 +105,7 @@ def _assumption(claim: Theorem, name: str, words: str) -> str:
     if lost is None or isinstance(lost, str):
         return f"* **{name}**: {words}. Without it: {lost or 'not explored'}.\n"
     instance = lost()
-    (left, right), _ = jax.jit(claim.compare, compiler_options=understood(UNOPTIMISED))(instance)
+    left, right = jax.jit(claim.at, compiler_options=understood(UNOPTIMISED))(instance)
     part = int(np.argmax(np.asarray(claim.violations((left, right)))))
     where = f" ({claim.parts[part]})" if claim.parts else ""
     return (

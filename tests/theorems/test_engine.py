@@ -181,7 +181,7 @@ def test_the_worst_instance_is_replayed_bit_for_bit(name):
     again = replay(theorem, KEY, verdict.worst_index)
     for one, other in zip(leaves_of(verdict.worst_instance), leaves_of(again), strict=True):
         assert one.tobytes() == other.tobytes()
-    sides, _ = theorem.compare(again)
+    sides = theorem.at(again)
     part = theorem.parts.index(verdict.worst_part)
     for value, reported in zip(sides, verdict.worst_sides, strict=True):
         assert agree(float(value[part]), reported, EXACT)
@@ -269,10 +269,16 @@ def test_a_file_that_is_no_record_is_refused(tmp_path):
         verify(claim(lambda i: (gap(i), jnp.inf)), KEY, instances=10, record=path)
 
 
-def test_claims_checked_together_get_the_verdicts_that_they_get_alone():
-    claims = [theorems.get(name) for name in ("T4a", "T2b", "T8b")]
-    together = list(theorems.verify_each(claims, KEY, instances=1_000))
+@pytest.mark.parametrize("processes", [1, 2])
+def test_claims_checked_together_get_the_verdicts_that_they_get_alone(processes, tmp_path):
+    """In order, also when some are checked in other processes and a user's own stays in this one."""
+    claims = [theorems.get("T4a"), claim(lambda i: (gap(i), jnp.float64(0.5))), theorems.get("T8b")]
+    done = []
+    tell = lambda theorem, count: done.append((theorem.name, count))  # noqa: E731
+    together = list(theorems.verify_each(claims, KEY, 1_000, tell, tmp_path, processes))
     assert all(same(one, verify(theorem, KEY, 1_000)) for one, theorem in zip(together, claims, strict=True))
+    assert done == [(theorem.name, 1_000) for theorem in claims]
+    assert {file.stem for file in tmp_path.iterdir()} == {theorem.name for theorem in claims}
 
 
 def test_another_key_draws_other_instances():

@@ -19,7 +19,7 @@ MATRIX = np.array([[4.0, 1.0, 0.5], [1.0, 3.0, -1.0], [0.5, -1.0, 2.0]])
 
 def sides_of(claim):
     """Both sides as a function of the family's parameters."""
-    return lambda parameters: claim.compare(claim.family.build(parameters))[0]
+    return lambda parameters: claim.at(claim.family.build(parameters))
 
 
 @pytest.mark.parametrize("name", CLAIMS)

@@ -32,7 +32,7 @@ def test_it_holds_on_random_instances(name, request):
 
 def sides_at(claim, instance):
     """Both sides at one instance."""
-    return once(claim.compare)(instance)[0]
+    return once(claim.at)(instance)
 
 
 @pytest.mark.parametrize("name", TIGHT)
@@ -76,7 +76,7 @@ def test_its_sides_have_finite_derivatives_wherever_they_are_finite(climbed):
     claim = CLAIMS[climbed]
 
     def excess(parameters):
-        (left, right), _ = claim.compare(claim.family.build(parameters))
+        left, right = claim.at(claim.family.build(parameters))
         return jnp.sum(left - right), jnp.all(jnp.isfinite(left) & jnp.isfinite(right))
 
     parameters = jax.vmap(claim.family.sample)(jax.random.split(KEY, 64))
@@ -90,8 +90,8 @@ def test_its_sides_have_finite_derivatives_wherever_they_are_finite(climbed):
 def test_it_holds_with_many_contexts(name):
     """Families have four contexts; the theory has any number."""
     claim = CLAIMS[name]
-    check = once(claim.compare)
+    check = once(claim.at)
     for seed, lam in enumerate((1e-4, 0.3, 1.0, 1e3)):
         world = worlds.random(jax.random.key(seed), contexts=40, responses=6).with_exact_proxy()
-        sides, _ = check(AtPenalty(world, jnp.float64(lam)))
+        sides = check(AtPenalty(world, jnp.float64(lam)))
         assert not claim.violations(sides).any()

@@ -11,8 +11,8 @@ from tradeoff.theorems.falsification import falsify as falsify
 from tradeoff.theorems.files import load as load
 from tradeoff.theorems.registry import all as all
 from tradeoff.theorems.registry import get as get
+from tradeoff.theorems.together import verify_each as verify_each
 from tradeoff.theorems.verification import Verdict as Verdict
 from tradeoff.theorems.verification import replay as replay
 from tradeoff.theorems.verification import slacks as slacks
 from tradeoff.theorems.verification import verify as verify
-from tradeoff.theorems.verification import verify_each as verify_each

@@ -125,12 +125,8 @@ class Theorem:
         """The claim in plain words."""
         return (self.sides.__doc__ or "").strip()
 
-    def compare(self, instance: Any) -> tuple[Sides, Float[Array, " parts"]]:
-        """Both sides, shape (parts,), and the slack of every part relative to its size, in [-1, 1].
-
-        Slack is positive where the claim holds with room, negative where it fails, and NaN where a side is NaN. For an
-        equality it is minus the relative error. Sizes below the absolute allowance of the tolerance count as that
-        allowance: a difference of rounding is no slack.
+    def at(self, instance: Any) -> Sides:
+        """Both sides at an instance, each of shape (parts,).
 
         Raises:
             ValueError: when the sides are not scalars, or not one for each part.
@@ -144,34 +140,63 @@ class Theorem:
                     f"the {side} side of {self.name} has shape {jnp.shape(value)} and {wanted} is required: a claim compares "
                     "two scalars, or names its inequalities in parts=(...) and returns one entry for each."
                 )
-        left, right = jnp.atleast_1d(jnp.asarray(left, jnp.float64)), jnp.atleast_1d(jnp.asarray(right, jnp.float64))
-        return (left, right), self._slack(left, right)
+        return jnp.atleast_1d(jnp.asarray(left, jnp.float64)), jnp.atleast_1d(jnp.asarray(right, jnp.float64))
 
     def violations(self, sides: Sides) -> Bool[Array, " parts"]:
         """Which parts fail beyond rounding; a side that is NaN fails."""
-        left, right = sides
-        signs, equality = self._directions
-        excess = signs * jnp.where(left == right, 0, left - right)
-        excess = jnp.where(equality, jnp.abs(excess), excess)
-        size = jnp.maximum(jnp.abs(left), jnp.abs(right))
-        allowed = self.tolerance.absolute + self.tolerance.relative * jnp.where(jnp.isfinite(size), size, 0)
-        return ~(excess <= allowed)
+        return violations(sides, self.terms)
 
     @property
-    def _directions(self) -> tuple[Float[Array, " parts"], Bool[Array, " parts"]]:
-        """For each part, the sign of left minus right that would violate it, and whether either sign would."""
-        signs = jnp.array([-1.0 if relation == ">=" else 1.0 for relation in self.relations])
-        return signs, jnp.array([relation == "==" for relation in self.relations])
+    def terms(self) -> "Terms":
+        """What its sides are held to."""
+        return Terms(
+            jnp.array([-1.0 if relation == ">=" else 1.0 for relation in self.relations]),
+            jnp.array([relation == "==" for relation in self.relations]),
+            jnp.float64(self.tolerance.relative),
+            jnp.float64(self.tolerance.absolute),
+        )
 
-    def _slack(self, left: Array, right: Array) -> Array:
-        """Right minus left over the larger of the two and the floor, with infinities read as larger than any number."""
-        signs, equality = self._directions
-        size = jnp.maximum(jnp.maximum(jnp.abs(left), jnp.abs(right)), self.tolerance.absolute)
-        finite = jnp.isfinite(left) & jnp.isfinite(right)
-        relative = jnp.where(finite, right - left, 0) / jnp.where(finite & (size > 0), size, 1)
-        slack = jnp.where(finite, relative, jnp.where(left == right, 0, jnp.where(right > left, 1, -1)))
-        slack = jnp.where(jnp.isnan(left) | jnp.isnan(right), jnp.nan, slack)
-        return jnp.where(equality, -jnp.abs(slack), signs * slack)
+
+class Terms(NamedTuple):
+    """What the two sides of a claim are held to, as arrays, so that one program judges all claims.
+
+    Args:
+        signs: for each part, the sign of left minus right that would violate it, shape (parts,).
+        equality: whether either sign would, shape (parts,).
+        relative: the allowance relative to the larger side.
+        absolute: the absolute allowance.
+    """
+
+    signs: Float[Array, " parts"]
+    equality: Bool[Array, " parts"]
+    relative: Float[Array, ""]
+    absolute: Float[Array, ""]
+
+
+def violations(sides: Sides, terms: Terms) -> Bool[Array, " parts"]:
+    """Which parts fail beyond rounding; a side that is NaN fails."""
+    left, right = sides
+    excess = terms.signs * jnp.where(left == right, 0, left - right)
+    excess = jnp.where(terms.equality, jnp.abs(excess), excess)
+    size = jnp.maximum(jnp.abs(left), jnp.abs(right))
+    allowed = terms.absolute + terms.relative * jnp.where(jnp.isfinite(size), size, 0)
+    return ~(excess <= allowed)
+
+
+def slack(sides: Sides, terms: Terms) -> Float[Array, " parts"]:
+    """The slack of every part relative to its size, in [-1, 1], with infinities read as larger than any number.
+
+    Slack is positive where the claim holds with room, negative where it fails, and NaN where a side is NaN. For an
+    equality it is minus the relative error. Sizes below the absolute allowance of the tolerance count as that
+    allowance: a difference of rounding is no slack.
+    """
+    left, right = sides
+    size = jnp.maximum(jnp.maximum(jnp.abs(left), jnp.abs(right)), terms.absolute)
+    finite = jnp.isfinite(left) & jnp.isfinite(right)
+    relative = jnp.where(finite, right - left, 0) / jnp.where(finite & (size > 0), size, 1)
+    room = jnp.where(finite, relative, jnp.where(left == right, 0, jnp.where(right > left, 1, -1)))
+    room = jnp.where(jnp.isnan(left) | jnp.isnan(right), jnp.nan, room)
+    return jnp.where(terms.equality, -jnp.abs(room), terms.signs * room)
 
 
 def theorem(

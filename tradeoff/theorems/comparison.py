@@ -186,8 +186,8 @@ def an_adapter_sees_a_smaller_landscape(instance: Subspace) -> Sides:
     best = solve(inner, instance.landscape.radius)
     inside = z * jnp.minimum(1, instance.landscape.radius / length(z))
     reached = quad.gaps(quad.theta_s + B @ best.theta).capability
-    # In the unit of the largest that each could be at this distance.
-    far = jnp.sum(quad.displacement**2) + jnp.sum(z**2)
+    # In the unit of the largest that each could be at these distances; z_f is far off where the subspace is nearly flat.
+    far = jnp.sum(quad.displacement**2) + jnp.sum(z**2) + jnp.sum(inner.theta_f**2)
     unit_f, unit_s = length(quad.H_f) * far, length(quad.H_s) * far
     compared = quad.gaps(quad.theta_s + B @ inside).capability
     return (

@@ -157,7 +157,7 @@ def _judge(theorem: Theorem, parameters: Any, part: int) -> _Judgement:
     sides, suspect = (float(left[part]), float(right[part])), bool(violated[part])
 
     def both(parameters: Any) -> Any:
-        (left, right), _ = theorem.compare(theorem.family.build(parameters))
+        left, right = theorem.at(theorem.family.build(parameters))
         return left[part], right[part]
 
     if not suspect:
@@ -178,7 +178,7 @@ def _sides_at(theorem: Theorem) -> Callable[[Any], tuple[Array, Array, Array, Ar
 
     def at(parameters: Any) -> tuple[Array, Array, Array, Array]:
         instance = theorem.family.build(parameters)
-        sides, _ = theorem.compare(instance)
+        sides = theorem.at(instance)
         laws = [
             x for x in jax.tree.leaves(instance, is_leaf=lambda x: isinstance(x, DataLaw)) if isinstance(x, DataLaw)
         ]
@@ -216,7 +216,7 @@ def _climbed(theorem: Theorem) -> Callable[[Array], tuple[Any, Array, Array]]:
         def height(moved: list[Array]) -> Array:
             floats = iter(moved)
             mixed = [next(floats) if free else leaf for leaf, free in zip(leaves, moves, strict=True)]
-            (left, right), _ = theorem.compare(theorem.family.build(jax.tree.unflatten(tree, mixed)))
+            left, right = theorem.at(theorem.family.build(jax.tree.unflatten(tree, mixed)))
             heights = jnp.stack([_ratio(left[i], right[i], r) for i, r in enumerate(theorem.relations)])
             # Where both sides are rounding noise around zero there is nothing to climb.
             alive = jnp.maximum(jnp.abs(left[part]), jnp.abs(right[part])) > 100 * floor

@@ -3,11 +3,8 @@
 A long run may keep a record: stopped anywhere it goes on from there, and asked for more instances it draws the rest.
 """
 
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from tradeoff.theorems.claim import Family, Theorem
+from tradeoff.theorems.claim import Family, Sides, Terms, Theorem, slack, violations
 from tradeoff.theorems.tally import EMPTY, Record
 
 BATCH = 1_000
@@ -29,11 +26,6 @@ LEAN = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator: programs of many small steps run as fast and compile in two thirds of the time."""
 UNOPTIMISED = LEAN | {"xla_backend_optimization_level": 0}
 """Half to a third of the speed, and a quarter of the time to compile."""
-THREADS = 2
-"""Claims that `verify_each` checks at once: most of the time goes into compiling, which leaves Python free."""
-_TURN = threading.Lock()
-"""Programs compile side by side and run one after the other: XLA spreads batched factorisations over its few threads and
-waits for them on one of these, so that two programs at once can wait for each other for ever."""
 KEPT_EVERY = 10.0
 """Seconds between two writings of a record."""
 
@@ -119,7 +111,7 @@ def verify(
         raise ValueError(f"verify was given instances={instances}; at least 1 is required.")
     began = time.perf_counter()
     quick = instances <= QUICK
-    draw, check = _drawing(theorem.family, quick, BATCH), _checking(theorem, quick, BATCH)
+    draw, sides = _drawing(theorem.family, quick, BATCH), _siding(theorem, quick, BATCH)
     if not theorem.sides.__module__.startswith(__package__ or ""):
         _refuse_chance(theorem)
     kept = None if record is None else Record(record, theorem, key)
@@ -127,8 +119,8 @@ def verify(
     saved = began
     while tally.checked < instances:
         numbers = np.arange(tally.checked, tally.checked + BATCH)
-        with _TURN:
-            found = jax.device_get(check(draw(_keys(key, numbers)), numbers < instances))
+        both, assumed = sides(draw(_keys(key, numbers)))
+        found = jax.device_get(_found(both, assumed, numbers < instances, theorem.terms))
         _refuse_ill_posed(theorem, found, tally.checked)
         whole = tally.checked + BATCH <= instances
         tally = tally.with_batch(found, min(tally.checked + BATCH, instances))
@@ -156,51 +148,6 @@ def verify(
     )
 
 
-def verify_each(
-    claims: Sequence[Theorem],
-    key: Array,
-    instances: int = 10_000,
-    progress: Callable[[Theorem, int], None] | None = None,
-    folder: Path | None = None,
-) -> Iterator[Verdict]:
-    """The verdicts on many theorems, in order, a few at a time.
-
-    Args:
-        claims: the theorems.
-        key: a JAX random key.
-        instances: how many to draw for each.
-        progress: called with a theorem and the number of its instances done.
-        folder: where the runs are kept, one record for each theorem.
-
-    Raises:
-        ValueError: as `verify`.
-
-    Example:
-        >>> from tradeoff import theorems
-        >>> claims = [theorems.get("T4a"), theorems.get("T2b")]
-        >>> [verdict.theorem.name for verdict in verify_each(claims, jax.random.key(0), instances=100)]
-        ['T4a', 'T2b']
-    """
-    stopped = threading.Event()
-
-    def one(claim: Theorem) -> Verdict:
-        def tell(done: int) -> None:
-            if stopped.is_set():
-                raise KeyboardInterrupt
-            if progress is not None:
-                progress(claim, done)
-
-        return verify(claim, key, instances, tell, None if folder is None else folder / f"{claim.name}.json")
-
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        yield from pool.map(one, claims)
-    finally:
-        # Whoever stops reading stops the work: a claim ends with its batch, and the waiting ones never begin.
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
-
-
 def slacks(theorem: Theorem, key: Array, instances: int = 1_000) -> Float[Array, "instances parts"]:
     """The relative slack of every part on random instances, the first of those that `verify` draws.
 
@@ -223,10 +170,9 @@ def slacks(theorem: Theorem, key: Array, instances: int = 1_000) -> Float[Array,
     """
     if instances < 1:
         raise ValueError(f"slacks was given instances={instances}; at least 1 is required.")
-    compare = jax.jit(jax.vmap(lambda one: theorem.compare(one)[1]), compiler_options=understood(UNOPTIMISED))
-    draw = _drawing(theorem.family, True, BATCH)
-    found = [compare(draw(_keys(key, np.arange(start, start + BATCH)))) for start in range(0, instances, BATCH)]
-    return jnp.concatenate(found)[:instances]
+    draw, sides = _drawing(theorem.family, True, BATCH), _siding(theorem, True, BATCH)
+    batches = [sides(draw(_keys(key, np.arange(start, start + BATCH))))[0] for start in range(0, instances, BATCH)]
+    return jnp.concatenate([_slacks(both, theorem.terms) for both in batches])[:instances]
 
 
 def replay(theorem: Theorem, key: Array, index: int, instances: int = 10_000) -> Any:
@@ -246,8 +192,7 @@ def replay(theorem: Theorem, key: Array, index: int, instances: int = 10_000) ->
     # The whole batch, because the last bit of an exponential may depend on the shape it is computed in.
     start = index - index % BATCH
     draw = _drawing(theorem.family, instances <= QUICK, BATCH)
-    with _TURN:
-        batch = jax.device_get(draw(_keys(key, np.arange(start, start + BATCH))))
+    batch = jax.device_get(draw(_keys(key, np.arange(start, start + BATCH))))
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[index - start]), batch)
 
 
@@ -265,19 +210,7 @@ def _is_understood(name: str, value: Any) -> bool:
     return True
 
 
-def _compiled_once(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep what `make` compiles; of several threads that want the same program one compiles it and the others wait."""
-    locks: defaultdict[tuple[Any, ...], threading.Lock] = defaultdict(threading.Lock)
-    made = cache(make)
-
-    def get(*what: Any) -> Any:
-        with locks[what]:
-            return made(*what)
-
-    return get
-
-
-@_compiled_once
+@cache
 def _drawing(family: Family, quick: bool, size: int) -> Any:
     """The program that draws a batch of instances from its keys; families are shared, so each is compiled once."""
     draw = jax.jit(jax.vmap(family.draw), compiler_options=understood(UNOPTIMISED if quick else LEAN))
@@ -295,6 +228,17 @@ def _keys(key: Array, numbers: Array) -> Array:
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
+@cache
+def _siding(theorem: Theorem, quick: bool, size: int) -> Any:
+    """The program of both sides on a batch, and of whether each assumption is met there."""
+
+    def sides(instance: Any) -> tuple[Sides, list[Array]]:
+        return theorem.at(instance), [jnp.asarray(assumption.holds(instance)) for assumption in theorem.assumptions]
+
+    batch = jax.eval_shape(jax.vmap(theorem.family.draw), _some_keys(size))
+    return jax.jit(jax.vmap(sides), compiler_options=understood(UNOPTIMISED if quick else LEAN)).lower(batch).compile()
+
+
 class Found(NamedTuple):
     """What one batch showed: its worst instance and part, both sides there, counts, and where it was ill posed."""
 
@@ -306,42 +250,38 @@ class Found(NamedTuple):
     right: Array
     violations: Array
     ratio: Array
-    broken: Array
+    broken: list[Array]
 
 
-@_compiled_once
-def _checking(theorem: Theorem, quick: bool, size: int) -> Any:
-    """The program that checks a batch, of which some instances count."""
-    equality = jnp.array([relation == "==" for relation in theorem.relations])
-    floor = theorem.tolerance.absolute
+@jax.jit
+def _found(sides: Sides, assumed: list[Array], counted: Array, terms: Terms) -> Found:
+    """What a batch of sides shows, of which some count; one program for all claims with as many parts."""
+    left, right = sides
+    room = _slacks(sides, terms)
+    violated = jax.vmap(violations, (0, None))(sides, terms) & counted[:, None]
+    # A violation beyond rounding outranks any slack within it, and an undefined side outranks both.
+    ranked = jnp.where(jnp.isnan(room), -jnp.inf, room)
+    rank = jnp.where(counted[:, None], ranked - jnp.where(violated, 10, 0), jnp.inf)
+    at, part = jnp.unravel_index(jnp.argmin(rank), rank.shape)
+    finite = jnp.isfinite(left) & jnp.isfinite(right)
+    comparable = finite & (jnp.maximum(left, right) > terms.absolute) & ~terms.equality[None, :]
+    ratio = jnp.where(comparable & counted[:, None], 1 - ranked, -jnp.inf)
+    # For each assumption the first instance without it, or -1.
+    broken = [jnp.where(jnp.all(held | ~counted), -1, jnp.argmin(held | ~counted)) for held in assumed]
+    return Found(
+        rank[at, part], room[at, part], at, part, left[at, part], right[at, part],
+        jnp.sum(jnp.any(violated, axis=-1)), jnp.max(ratio), broken,
+    )  # fmt: skip
 
-    def check(batch: Any, counted: Array) -> Found:
-        sides, slack = jax.vmap(theorem.compare)(batch)
-        left, right = sides
-        violated = jax.vmap(theorem.violations)(sides) & counted[:, None]
-        # A violation beyond rounding outranks any slack within it, and an undefined side outranks both.
-        ranked = jnp.where(jnp.isnan(slack), -jnp.inf, slack)
-        rank = jnp.where(counted[:, None], ranked - jnp.where(violated, 10, 0), jnp.inf)
-        at, part = jnp.unravel_index(jnp.argmin(rank), rank.shape)
-        finite = jnp.isfinite(left) & jnp.isfinite(right)
-        comparable = finite & (jnp.maximum(left, right) > floor) & ~equality[None, :]
-        ratio = jnp.where(comparable & counted[:, None], 1 - ranked, -jnp.inf)
-        assumed = [jax.vmap(assumption.holds)(batch) | ~counted for assumption in theorem.assumptions]
-        # For each assumption the first instance without it, or -1.
-        broken = [jnp.where(jnp.all(held), -1, jnp.argmin(held)) for held in assumed]
-        return Found(
-            rank[at, part], slack[at, part], at, part, left[at, part], right[at, part],
-            jnp.sum(jnp.any(violated, axis=-1)), jnp.max(ratio), jnp.array(broken, int),
-        )  # fmt: skip
 
-    batch = jax.eval_shape(jax.vmap(theorem.family.draw), _some_keys(size))
-    counted = jax.ShapeDtypeStruct((size,), bool)
-    return jax.jit(check, compiler_options=understood(UNOPTIMISED if quick else LEAN)).lower(batch, counted).compile()
+@jax.jit
+def _slacks(sides: Sides, terms: Terms) -> Array:
+    return jax.vmap(slack, (0, None))(sides, terms)
 
 
 def _refuse_ill_posed(theorem: Theorem, found: Found, start: int) -> None:
     """A side that is NaN is no verdict, and an instance outside the claim's assumptions is no evidence."""
-    for assumption, at in zip(theorem.assumptions, found.broken.tolist(), strict=True):
+    for assumption, at in zip(theorem.assumptions, map(int, found.broken), strict=True):
         if at >= 0:
             raise ValueError(
                 f"instance {start + at} of {theorem.name} breaks its assumption {assumption.name!r} ({assumption.words}); "
