@@ -143,8 +143,8 @@ def measure(benchmark: Benchmark, blocks: int = BLOCKS) -> dict[str, Any]:
 def comparisons(scores: Sequence[Score], benchmark: Benchmark) -> list[dict[str, Any]]:
     """How many times faster than each peer ours is: in every block, in the best one, and whether the bar is met.
 
-    Ours meets a bar when it passes the gates of accuracy and memory, and is that much faster in some block or the peer
-    misses the gate of accuracy: what is wrong scores nothing, however fast.
+    Ours meets a bar when it passes the gates of accuracy and memory and is that much faster in some block; that the peer
+    misses the gate excuses nothing, and is told.
     """
     ours, *peers = scores
     most = benchmark.most_megabytes
@@ -153,7 +153,7 @@ def comparisons(scores: Sequence[Score], benchmark: Benchmark) -> list[dict[str,
     for each in peers:
         ratios = [theirs / mine for theirs, mine in zip(each.blocks, ours.blocks, strict=False)]
         ratio, bar = max(ratios, default=math.nan), benchmark.bars.get(each.name)
-        met = None if bar is None else passes and (not each.valid or ratio >= bar)
+        met = None if bar is None else passes and ratio >= bar
         found.append(
             {
                 "peer": each.name,

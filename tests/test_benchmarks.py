@@ -46,11 +46,13 @@ def test_a_ratio_is_of_minima_in_a_block_and_a_bar_asks_for_the_best_block():
 
 @pytest.mark.parametrize("error", [0.6, math.nan])
 def test_a_contender_that_is_wrong_scores_nothing(error):
-    right, wrong = score("tradeoff", 1.0), score("peer", 1.5, error=error)
-    assert protocol.comparisons([right, wrong], WORK)[0]["met"], "a wrong peer is no peer"
-    assert not protocol.comparisons([right, score("peer", 1.5)], WORK)[0]["met"], "a right one is"
-    fast = score("tradeoff", 1e-9, error=error)
-    assert not protocol.comparisons([fast, score("peer", 1.0)], WORK)[0]["met"], "nor is ours, however fast"
+    fast, right = score("tradeoff", 1e-9, error=error), score("tradeoff", 1.0)
+    peer, wrong = score("peer", 3.0), score("peer", 3.0, error=error)
+    assert not protocol.comparisons([fast, peer], WORK)[0]["met"], "however fast"
+    assert (
+        protocol.comparisons([right, peer], WORK)[0] | {"peer_valid": False}
+        == protocol.comparisons([right, wrong], WORK)[0]
+    )
 
 
 def test_memory_is_a_gate_of_ours_and_is_seen():

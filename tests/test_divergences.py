@@ -12,6 +12,8 @@ from tests.oracle import Oracle, kl, law, relative_error
 from tradeoff import divergences as dv
 from tradeoff.tolerances import EXACT, IDENTITY
 
+LOGITS = 1e-5  # relative, of any divergence between float32 logits: what the rounding of softmax leaves
+
 
 @st.composite
 def laws(draw, count=2, size=5):
@@ -128,3 +130,93 @@ def test_a_root_keeps_what_is_undefined():
     assert jnp.isnan(dv.root(jnp.float64(jnp.nan)))
     assert dv.root(jnp.float64(-1e-18)) == 0
     assert jax.grad(dv.root)(0.0) == 0
+
+
+# --- from logits ------------------------------------------------------------------------------------------------
+
+
+def logits(size, seed=0, rows=11, tokens=40):
+    """Pairs of float32 rows whose difference is of a given size, a constant apart as two models' logits may be."""
+    rng = np.random.default_rng(seed)
+    a = 3 * rng.normal(size=(rows, tokens))
+    b = a.astype(np.float32) + size * rng.normal(size=a.shape) + 7
+    return a.astype(np.float32), b.astype(np.float32)
+
+
+def exact(a, b):
+    """KL both ways, total variation and Jensen-Shannon of one pair of rows, in 50 digits."""
+    from mpmath import exp, fsum, mpf
+
+    rows = [[exp(mpf(float(x))) for x in row] for row in (a, b)]
+    P, Q = ([w / fsum(row) for w in row] for row in rows)
+    M = [(p + q) / 2 for p, q in zip(P, Q, strict=True)]
+    moved = fsum(abs(p - q) for p, q in zip(P, Q, strict=True)) / 2
+    return kl(P, Q), kl(Q, P), moved, (kl(P, M) + kl(Q, M)) / 2
+
+
+@pytest.mark.parametrize("size", [3e-5, 1e-3, 0.3, 3.0])
+def test_divergences_of_float32_logits_keep_their_digits(size, monkeypatch):
+    monkeypatch.setattr(
+        "tradeoff._logits.AT_A_TIME", 4 * 40
+    )  # blocks of four rows, the last of which overlaps the one before
+    a, b = logits(size)
+    found = dv.from_logits(jnp.asarray(a), jnp.asarray(b))
+    forward = dv.kl_logits(jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_array_equal(forward, found.kl)
+    for row in range(len(a)):
+        for value, true in zip((each[row] for each in found), exact(a[row], b[row]), strict=True):
+            assert relative_error(value, true) < LOGITS
+
+
+def test_the_usual_formula_would_fail_on_logits():
+    """A negative control: differences of two log-softmaxes lose a small divergence, and its sign."""
+    a, b = logits(3e-5)
+    log_P, log_Q = (jax.nn.log_softmax(jnp.asarray(x)) for x in (a, b))
+    naive = jnp.sum(jnp.exp(log_P) * (log_P - log_Q), axis=-1)
+    assert float(jnp.min(naive)) < 0
+    assert bool(jnp.all(dv.kl_logits(jnp.asarray(a), jnp.asarray(b)) > 0))
+
+
+def test_masked_tokens_count_as_impossible():
+    a = jnp.array([[0.0, -jnp.inf, -jnp.inf], [0.0, 0.0, -jnp.inf], [1.0, 2.0, -jnp.inf]])
+    b = jnp.array([[0.0, 0.0, -jnp.inf], [0.0, -jnp.inf, -jnp.inf], [1.0, 2.0, -jnp.inf]])
+    found = dv.from_logits(a, b)
+    ln2 = float(jnp.log(2.0))
+    np.testing.assert_allclose(found.kl, [ln2, np.inf, 0], rtol=EXACT.relative, atol=IDENTITY.absolute)
+    np.testing.assert_allclose(found.reverse_kl, [np.inf, ln2, 0], rtol=EXACT.relative, atol=IDENTITY.absolute)
+    np.testing.assert_allclose(found.total_variation, [0.5, 0.5, 0], rtol=EXACT.relative, atol=IDENTITY.absolute)
+    shared = float(dv.jensen_shannon(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])))
+    np.testing.assert_allclose(found.jensen_shannon, [shared, shared, 0], rtol=EXACT.relative, atol=IDENTITY.absolute)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_disjoint_laws_reach_the_ends_of_the_range_and_not_beyond(dtype):
+    gap = 200.0  # either law has no mass to speak of where the other has all of it
+    a = np.array([[gap, gap, 0.0, 0.0], [gap, 0.0, 0.0, 0.0]], dtype)
+    found = dv.from_logits(jnp.asarray(a), jnp.asarray(a[:, ::-1].copy()))
+    assert np.all(np.asarray(found.total_variation, np.float64) <= 1)
+    assert np.all(np.asarray(found.jensen_shannon, np.float64) <= np.log(2.0))
+    np.testing.assert_allclose(found.jensen_shannon, np.log(2.0), rtol=LOGITS)
+    np.testing.assert_allclose(found.kl, gap, rtol=LOGITS)
+    assert found.kl.dtype == dtype
+
+
+def test_float64_logits_are_as_exact_as_laws():
+    a, b = (jnp.asarray(x, jnp.float64) for x in logits(0.3))
+    P, Q = jax.nn.softmax(a), jax.nn.softmax(b)
+    found = dv.from_logits(a, b)
+    same = {"rtol": IDENTITY.relative, "atol": IDENTITY.absolute}
+    np.testing.assert_allclose(found.kl, dv.kl(P, Q), **same)
+    np.testing.assert_allclose(found.reverse_kl, dv.kl(Q, P), **same)
+    np.testing.assert_allclose(found.total_variation, dv.total_variation(P, Q), **same)
+    np.testing.assert_allclose(found.jensen_shannon, dv.jensen_shannon(P, Q), **same)
+
+
+def test_logits_that_do_not_fit_are_refused():
+    a = jnp.zeros((2, 3))
+    with pytest.raises(ValueError, match=r"shapes \(2, 3\) and \(3, 2\)"):
+        dv.kl_logits(a, a.T)
+    with pytest.raises(ValueError, match="formats float64 and float32"):
+        dv.from_logits(a, a.astype(jnp.float32))
+    with pytest.raises(ValueError, match="at least one token"):
+        dv.kl_logits(a[:, :0], a[:, :0])

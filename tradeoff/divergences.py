@@ -15,6 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from jaxtyping import ArrayLike as ArrayLike
 
+from tradeoff._logits import Divergences as Divergences
+from tradeoff._logits import from_logits as from_logits
+from tradeoff._logits import kl_logits as kl_logits
+
 Law = Float[Array, "*batch Y"]
 """Probabilities, or log-probabilities, along the last axis."""
 

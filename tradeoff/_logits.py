@@ -1,0 +1,203 @@
+r"""Divergences between laws given by logits of vocabulary size, exact where they are tiny, in float32.
+
+For two models that differ little, log Q - log P of two log-softmaxes is rounding noise. Here the difference of the logits is
+taken exactly and the normalisers are corrected by a sum that does not cancel; everything is made in blocks of rows that stay
+in the cache. `tradeoff.divergences` gives these functions their public names.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Logits = Float[Array, "*batch V"]
+"""Unnormalised log-probabilities along the last axis, `-inf` where a token is masked; float32 is enough."""
+
+AT_A_TIME = 2**19
+"""Entries in one block of rows: what is made of a block stays in the cache, and nothing of the size of the input exists."""
+
+LN2 = math.log(2)
+EXPONENTIAL = tuple(1 / math.factorial(k) for k in range(2, 19))
+"""Taylor coefficients of $(e^z-1-z)/z^2$ in z."""
+ARTANH = tuple(1 / (2 * k + 1) for k in range(17))
+r"""Taylor coefficients of $\mathrm{artanh}(t)/t$ in $t^2$."""
+JENSEN_SHANNON = (
+    1 / 8,
+    0,
+    1 / 576,
+    -1 / 2880,
+    443 / 4838400,
+    -559 / 21772800,
+    204121 / 26824089600,
+    -4098071 / 1743565824000,
+)
+r"""Taylor coefficients of $(s\sinh s-\cosh s\log\cosh s)/(4s^2)$ in $s^2$."""
+
+
+class Divergences(NamedTuple):
+    """Four divergences between the laws of two sets of logits, each of shape (...): nats, and total variation."""
+
+    kl: Array
+    reverse_kl: Array
+    total_variation: Array
+    jensen_shannon: Array
+
+
+def kl_logits(logits_P: Logits, logits_Q: Logits) -> Float[Array, "*batch"]:
+    r"""$\mathrm{KL}(P\|Q)$ of $P=\mathrm{softmax}(a)$, $Q=\mathrm{softmax}(b)$, exact relative to its size in float32.
+
+    A sum of $P(e^r-1-r)$, $r=\log(Q/P)$, in blocks of rows. The difference $b-a$ is exact and the normalisers are corrected
+    by $\sum_y P(e^r-1)$, whose terms are small where the laws are close, so that a divergence of 1e-9 keeps its digits.
+
+    Args:
+        logits_P: a, shape (..., V), `-inf` allowed; a row without a finite entry, or with NaN, gives NaN.
+        logits_Q: b, of the same shape and number format.
+
+    Returns:
+        Nats, shape (...), never negative; `inf` where only `Q` is impossible.
+
+    Raises:
+        ValueError: when shapes or number formats differ, or there is no token.
+
+    Example:
+        >>> a, b = jnp.array([0.0, 0.0], jnp.float32), jnp.array([1e-4, 0.0], jnp.float32)
+        >>> f"{float(kl_logits(a, b)):.6g}"  # t²/8 for t = 1e-4, which float32 hardly tells from no difference at all
+        '1.25e-09'
+    """
+    return _in_blocks(_kl_rows, *_check_logits(logits_P, logits_Q))
+
+
+def from_logits(logits_P: Logits, logits_Q: Logits) -> Divergences:
+    r"""KL both ways, total variation and Jensen-Shannon of two sets of logits, in one pass, as precise as `kl_logits`.
+
+    Args:
+        logits_P: as in `kl_logits`.
+        logits_Q: as in `kl_logits`.
+
+    Returns:
+        `Divergences`, each of shape (...): total variation at most 1, Jensen-Shannon at most ln 2.
+
+    Raises:
+        ValueError: as `kl_logits`.
+
+    Example:
+        >>> found = from_logits(jnp.array([0.0, -jnp.inf]), jnp.array([0.0, 0.0]))  # (1, 0) and (½, ½)
+        >>> [round(float(each), 6) for each in found]
+        [0.693147, inf, 0.5, 0.215762]
+    """
+    return _in_blocks(_all_rows, *_check_logits(logits_P, logits_Q))
+
+
+def _check_logits(a: Array, b: Array) -> tuple[Array, Array]:
+    if a.shape != b.shape or a.dtype != b.dtype or not a.shape or not a.shape[-1]:
+        raise ValueError(
+            f"the logits have shapes {a.shape} and {b.shape}, formats {a.dtype} and {b.dtype}; they must be the same, with "
+            "at least one token along the last axis."
+        )
+    return a, b
+
+
+@partial(jax.jit, static_argnums=0)
+def _in_blocks(rows: Callable[[Array, Array], Any], a: Array, b: Array) -> Any:
+    """A function of rows, applied to blocks of them in turn."""
+    batch, tokens = a.shape[:-1], a.shape[-1]
+    a, b = a.reshape(-1, tokens), b.reshape(-1, tokens)
+    count = len(a)
+    size = max(1, min(count, AT_A_TIME // tokens))
+    blocks = -(-count // size)
+
+    def block(start: Array) -> Any:
+        # A slice that would reach past the end is moved back, so the last block may repeat rows of the one before.
+        return rows(*(jax.lax.dynamic_slice_in_dim(x, start, size) for x in (a, b)))
+
+    found = jax.lax.map(block, size * jnp.arange(blocks))
+    again = blocks * size - count
+    return jax.tree.map(lambda x: jnp.concatenate([x[:-1].reshape(-1), x[-1, again:]]).reshape(batch), found)
+
+
+def _kl_rows(a: Array, b: Array) -> Array:
+    P, Q, r = _aligned(a, b)
+    return jnp.sum(_held(_kl_entries(P, Q, r)), axis=-1)
+
+
+def _all_rows(a: Array, b: Array) -> Divergences:
+    P, Q, r = _aligned(a, b)
+    terms = _kl_entries(P, Q, r), _kl_entries(Q, P, -r), jnp.abs(_change(P, Q, r)) / 2, _jensen_shannon_entries(P, Q, r)
+    forward, backward, moved, shared = (jnp.sum(each, axis=-1) for each in _held(terms))
+    return Divergences(forward, backward, jnp.minimum(moved, 1), jnp.minimum(shared, _at_most_ln2(a.dtype)))
+
+
+def _aligned(a: Array, b: Array) -> tuple[Array, Array, Array]:
+    """P, Q and log(Q/P) of rows of logits, to full precision also where they are close."""
+    a, b = _held((a, b))
+    top_a, top_b = (jnp.max(x, axis=-1, keepdims=True) for x in (a, b))
+    weights_a, weights_b = _held((jnp.exp(a - top_a), jnp.exp(b - top_b)))
+    mass_a, mass_b = (jnp.sum(x, axis=-1, keepdims=True) for x in (weights_a, weights_b))
+    wide = partial(jnp.asarray, dtype=jnp.float64)
+    shift = wide(top_b) - wide(top_a) + jnp.log(wide(mass_b)) - jnp.log(wide(mass_a))
+    r = _held((wide(b) - wide(a) - shift).astype(a.dtype))
+    # One reciprocal for a row, where a division would be made for every entry of every sum.
+    P, scale = weights_a * (1 / mass_a), 1 / mass_b
+    excess = jnp.sum(_held(_change(P, weights_b * scale, r)), axis=-1, keepdims=True)
+    return P, weights_b * (scale / (1 + excess)), r - jnp.log1p(excess)
+
+
+def _held(values: Any) -> Any:
+    # XLA sums what lies in memory an order of magnitude faster than what it computes on the way.
+    return jax.lax.optimization_barrier(values)
+
+
+def _change(P: Array, Q: Array, r: Array) -> Array:
+    """Q - P, entry by entry."""
+    near, z = _near(r)
+    return jnp.where(near, P * (z + _exp_beyond_first(z)), Q - P)
+
+
+def _kl_entries(P: Array, Q: Array, r: Array) -> Array:
+    near, z = _near(r)
+    far = jnp.where(P > 0, r, 0)
+    return jnp.where(near, P * _exp_beyond_first(z), Q - P - P * far)
+
+
+def _jensen_shannon_entries(P: Array, Q: Array, r: Array) -> Array:
+    r"""$\tfrac12P\log\frac{2P}{P+Q}+\tfrac12Q\log\frac{2Q}{P+Q}$; near, $\sqrt{PQ}\,(s\sinh s-\cosh s\log\cosh s)$ at s = r/2."""
+    near, z = _near(r)
+    close = jnp.sqrt(P * Q) * z * z * _series(JENSEN_SHANNON, z * z / 4, 1 / 16)
+    above, below = jnp.where(P > 0, jnp.maximum(r, 0), 0), jnp.where(Q > 0, jnp.minimum(r, 0), 0)
+    # log((P + Q) / max(P, Q)) = 2 artanh(t), t at most 1/3: a logarithm would cost more than all the rest.
+    larger = jnp.maximum(P, Q)
+    t = jnp.minimum(P, Q) / jnp.where(larger > 0, P + Q + larger, 1)
+    log = 2 * t * _series(ARTANH, t * t, 1 / 9) - LN2
+    return jnp.where(near, close, (Q * (below - log) - P * (above + log)) / 2)
+
+
+def _near(r: Array) -> tuple[Array, Array]:
+    """Where two probabilities are close, and there r, else 0."""
+    near = jnp.abs(r) < 0.5
+    return near, jnp.where(near, r, 0)
+
+
+def _exp_beyond_first(z: Array) -> Array:
+    """$e^z - 1 - z$ for |z| < 1/2."""
+    return z * z * _series(EXPONENTIAL, z, 1 / 2)
+
+
+def _series(coefficients: Sequence[float], z: Array, within: float) -> Array:
+    """A power series by Horner's rule, with as many terms as count for |z| < `within` in the precision of z."""
+    unit = abs(coefficients[0]) * float(jnp.finfo(z.dtype).eps) / 2
+    last = max(k for k, c in enumerate(coefficients) if abs(c) * within**k > unit)
+    total = jnp.full_like(z, coefficients[last])
+    for c in reversed(coefficients[:last]):
+        total = c + z * total
+    return total
+
+
+def _at_most_ln2(dtype: Any) -> Array:
+    """The largest number of a format that is not above ln 2."""
+    nearest = np.asarray(LN2, dtype)
+    return jnp.asarray(nearest if float(nearest) <= LN2 else np.nextafter(nearest, np.asarray(0, dtype)))
