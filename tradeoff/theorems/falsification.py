@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ def falsify(theorem: Theorem, key: Array, restarts: int = 64) -> Falsification:
         broken=judged.broken,
         ratio=float("nan") if equality else float(ratios[at]),
         part=theorem.parts[part] if theorem.parts else "",
-        instance=theorem.family.build(candidate),
+        instance=_sides_at(theorem)(candidate).instance,
         sides=judged.sides,
         precise=judged.precise,
         refuted=refuted,
@@ -153,8 +153,8 @@ class _Judgement:
 
 
 def _judge(theorem: Theorem, parameters: Any, part: int) -> _Judgement:
-    left, right, violated, _ = _sides_at(theorem)(parameters)
-    sides, suspect = (float(left[part]), float(right[part])), bool(violated[part])
+    at = _sides_at(theorem)(parameters)
+    sides, suspect = (float(at.left[part]), float(at.right[part])), bool(at.violated[part])
 
     def both(parameters: Any) -> Any:
         left, right = theorem.at(theorem.family.build(parameters))
@@ -172,11 +172,21 @@ def _judge(theorem: Theorem, parameters: Any, part: int) -> _Judgement:
     return _Judgement(True, not excess <= allowed, sides, exact)
 
 
-@cache
-def _sides_at(theorem: Theorem) -> Callable[[Any], tuple[Array, Array, Array, Array]]:
-    """Compiled: parameters -> both sides, which parts are violated, and whether the instance is one of the family's."""
+class _At(NamedTuple):
+    """Both sides at an instance, which parts are violated, whether it is one of the family's, and the instance."""
 
-    def at(parameters: Any) -> tuple[Array, Array, Array, Array]:
+    left: Array
+    right: Array
+    violated: Array
+    belongs: Array
+    instance: Any
+
+
+@cache
+def _sides_at(theorem: Theorem) -> Callable[[Any], _At]:
+    """Compiled: parameters -> the claim there."""
+
+    def at(parameters: Any) -> _At:
         instance = theorem.family.build(parameters)
         sides = theorem.at(instance)
         laws = [
@@ -185,7 +195,9 @@ def _sides_at(theorem: Theorem) -> Callable[[Any], tuple[Array, Array, Array, Ar
         masses = [jnp.append(jnp.sum(one.P, axis=-1), jnp.sum(one.p)) for one in laws]
         normalised = [jnp.all(jnp.abs(mass - 1) <= SUM_TO_ONE_WITHIN) for mass in masses]
         assumed = [jnp.asarray(assumption.holds(instance)) for assumption in theorem.assumptions]
-        return *sides, theorem.violations(sides), jnp.all(jnp.array([True, *normalised, *assumed]))
+        defined = [~jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(instance)]
+        belongs = jnp.all(jnp.array([*normalised, *assumed, *defined]))
+        return _At(*sides, theorem.violations(sides), belongs, instance)
 
     return jax.jit(at, compiler_options=understood(UNOPTIMISED))
 
@@ -256,9 +268,9 @@ def _simplified(theorem: Theorem, parameters: Any, part: int) -> Any:
     check = _sides_at(theorem)
 
     def stands(trial: list[np.ndarray]) -> bool:
-        left, right, violated, belongs = check(jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in trial]))
-        finite = bool(jnp.isfinite(left[part]) & jnp.isfinite(right[part]))
-        return bool(violated[part]) and finite and bool(belongs)
+        at = check(jax.tree.unflatten(tree, [jnp.asarray(leaf) for leaf in trial]))
+        finite = bool(jnp.isfinite(at.left[part]) & jnp.isfinite(at.right[part]))
+        return bool(at.violated[part]) and finite and bool(at.belongs)
 
     if not stands(leaves):
         return parameters

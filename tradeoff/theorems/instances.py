@@ -475,8 +475,9 @@ def policy(world: World, parameters: dict[str, Any]) -> Array:
 
 
 def law(logits: Array, mask: Array, shift: Array | float = 0.0) -> Array:
-    """A law from unconstrained logits, zero outside the mask; `shift` is added to the bounded logits."""
-    return jax.nn.softmax(bounded(logits) + shift, axis=-1, where=mask)
+    """A law from unconstrained logits, zero outside the mask; `shift` is added to the bounded logits. No mask, no law: NaN."""
+    one = jax.nn.softmax(bounded(logits) + shift, axis=-1, where=mask)
+    return jnp.where(jnp.any(mask, axis=-1, keepdims=True), one, jnp.nan)
 
 
 def bounded(logits: Array) -> Array:

@@ -6,9 +6,11 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -51,7 +53,7 @@ def verify_each(
     """
 
     def here(claim: Theorem) -> Verdict:
-        tell = None if progress is None else lambda done: progress(claim, done)
+        tell = None if progress is None else partial(progress, claim)
         return verify(claim, key, instances, tell, _record(folder, claim.name))
 
     shared = _by_family(claims) if processes > 1 else []
@@ -88,7 +90,7 @@ def _by_family(claims: Sequence[Theorem]) -> list[list[str]]:
 
 def _verdicts(names: list[str], seed: np.ndarray, instances: int, folder: Path | None) -> dict[str, Verdict]:
     """What a process finds; claims are functions, which do not travel, so they are left out of the verdicts."""
-    key = jax.random.wrap_key_data(seed)
+    key = jax.random.wrap_key_data(jnp.asarray(seed))
     found = {name: verify(registry.get(name), key, instances, record=_record(folder, name)) for name in names}
     return {name: dataclasses.replace(verdict, theorem=None) for name, verdict in found.items()}
 
