@@ -27,6 +27,7 @@ CATALOGUE = (
     Entry("theorems"),
     Entry("e1_gap_against_penalty"),
     Entry("e2_context_overlap"),
+    Entry("e3_parameter_constraint"),
     Entry("e4_over_penalising"),
     Entry("e5_real_checkpoint", checkpoint=True),
     Entry("e6_landscape"),

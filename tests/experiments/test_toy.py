@@ -14,7 +14,11 @@ from tradeoff import plotting, studies
 from tradeoff.tolerances import FLOW
 
 ROOT = Path(__file__).parents[2]
-FEW = {"theorems": {"names": ("T2b", "T4a", "T8a")}, "e6_landscape": {"points": 31, "draws": 8}}
+FEW = {
+    "theorems": {"names": ("T2b", "T4a", "T8a")},
+    "e3_parameter_constraint": {"points": 41},
+    "e6_landscape": {"points": 31, "draws": 8},
+}
 """Settings that make an experiment short; for the others, few flows."""
 
 
@@ -49,6 +53,16 @@ def test_e2_more_overlap_is_worse_at_every_safety_gap(results):
     curves = [np.interp(grid, one.safety_gap.values[::-1], one.capability_gap.values[::-1]) for one in each]
     assert np.all(np.diff(np.array(curves), axis=0) > 0)
     assert np.all(data.lower_limit <= data.capability_gap)
+
+
+def test_e3_a_small_ball_pays_the_price_and_one_in_the_metric_of_safety_pays_nothing(results):
+    data = results[1]["e3_parameter_constraint"]
+    paid = {str(name): data.paid.sel(strategy=name).values for name in data.strategy.values}
+    for name in ("ball", "soft", "early stopping"):
+        np.testing.assert_allclose(paid[name][0], data.price, rtol=1e-2)
+        assert np.all(paid[name] >= 1)
+    np.testing.assert_allclose(paid["safety metric"], 1, rtol=1e-7)
+    assert 1 < data.price < data.most
 
 
 def test_e4_safety_is_monotone_with_the_exact_proxy_and_turns_with_the_bad_one(results):
@@ -95,15 +109,15 @@ def test_the_report_shows_every_figure_and_stands_alone(results):
 
 
 def test_a_run_is_kept_and_a_second_one_does_nothing(tmp_path):
-    command = [sys.executable, "-m", "experiments", "--toy", "e4_over_penalising", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments", "--toy", "e3_parameter_constraint", "--out", str(tmp_path)]
     first = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    before = (tmp_path / "data" / "e4_over_penalising.nc").read_bytes()
+    before = (tmp_path / "data" / "e3_parameter_constraint.nc").read_bytes()
     second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "unchanged, kept" not in first
     assert "unchanged, kept" in second
-    (tmp_path / "data" / "e4_over_penalising.nc").unlink()
+    (tmp_path / "data" / "e3_parameter_constraint.nc").unlink()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert (tmp_path / "data" / "e4_over_penalising.nc").read_bytes() == before  # the same bytes from another process
+    assert (tmp_path / "data" / "e3_parameter_constraint.nc").read_bytes() == before  # the same bytes from another process
 
 
 def test_an_unknown_experiment_is_named_with_the_known_ones():
