@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two busy processes on two cores: threads of torch that spin while they wait would slow both several times.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce toy test lint bench docs gallery clean
+.PHONY: reproduce toy test lint bench mutants docs gallery clean
 
 reproduce: .venv/made
 	$(BIN)/python -m experiments
@@ -28,6 +28,11 @@ lint: .venv/made
 # Against the peers; those that are not installed are skipped by name.
 bench: .venv/made
 	$(BIN)/python -m benchmarks
+
+# Slips of the pen in the theory, one at a time: how many do its tests find? An hour; docs/evidence/mutation.json keeps it.
+mutants: .venv/made
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mutation]'
+	$(BIN)/python -m tests.mutation
 
 # A page for every theorem, from the objects; then the site, in site/.
 docs: .venv/made

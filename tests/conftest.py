@@ -4,6 +4,8 @@ from jaxtyping import install_import_hook
 
 import tests.typechecking  # noqa: F401  (the hook looks it up by name)
 
+collect_ignore = ["mutation.py"]  # a program of its own, with a peer that the tests do not need
+
 # Before the package is imported, so that annotations such as Float[Array, "X Y"] are enforced.
 _hook = install_import_hook("tradeoff", "tests.typechecking.check")
 
