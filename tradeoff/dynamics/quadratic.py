@@ -1,10 +1,12 @@
 r"""Gradient flows of a pair of quadratics, exactly: $\theta(t)=\theta_\lambda+e^{-At}(\theta_0-\theta_\lambda)$, $A=H_f+\lambda H_s$.
 
-Everything is written in the eigenbasis of A with `expm1`, so that the first instants and the last keep their relative
-precision; directions that are flat for both losses stay where they start.
+In the eigenbasis of A, with `expm1`, the first instants and the last keep their relative precision, and directions that
+are flat for both losses stay where they start. Many penalties at once are cheaper by a shared polynomial in A
+(`propagator`), which is exact to rounding of the gaps at the start; the cheaper way is taken, by their costs.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tradeoff._records import Numbers, is_concrete, record
+from tradeoff.dynamics.propagator import degree_for, propagate
 from tradeoff.gaps import Gaps
 from tradeoff.loss_constraint import check_scale
 from tradeoff.parameter_constraint import eigen
@@ -58,11 +61,59 @@ def quadratic_flow(quad: Quadratic, lams: Numbers, times: Numbers, states: bool 
 
     Source: T16(a) (framework).
     """
+    lams, times = _checked(lams, times)
+    gaps, displacements = _solved(quad, lams, times, gaps=True, states=states)
+    assert gaps is not None  # asked for
+    return QuadraticFlow(jnp.asarray(lams), jnp.asarray(times), gaps, displacements)
+
+
+def quadratic_states(quad: Quadratic, lams: Numbers, times: Numbers) -> Float[Array, "..."]:
+    r"""The displacements alone, $\theta(t)-\theta_s$, of the flows of `quadratic_flow`.
+
+    Args:
+        quad: the pair of losses.
+        lams: penalties λ in [0, inf), any shape.
+        times: times in [0, inf], any shape.
+
+    Returns:
+        Shape (...L, ...T, d).
+
+    Raises:
+        ValueError: as `quadratic_flow`.
+
+    Example:
+        >>> from tradeoff.problems import quadratic
+        >>> [round(x, 12) for x in quadratic_states(quadratic.golden(), 0.0, 1.0).tolist()]
+        [0.950212931632, -0.632120558829]
+
+    Source: T16(a) (framework).
+    """
+    _, displacements = _solved(quad, *_checked(lams, times), gaps=False, states=True)
+    assert displacements is not None  # asked for
+    return displacements
+
+
+def _checked(lams: Numbers, times: Numbers) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+    """Both as float64; in NumPy where values are known, since every array put on the device costs as much as a short sweep."""
+    if is_concrete(lams, times):
+        lams, times = np.asarray(lams, np.float64), np.asarray(times, np.float64)
+        if np.all((lams >= 0) & (lams < np.inf)) and np.all(times >= 0):
+            return lams, times
     lams, times = check_scale("penalty λ", lams), check_scale("time", times)
     if is_concrete(lams) and not np.all(np.isfinite(lams)):
         raise ValueError(f"lams are {lams}; a flow needs finite penalties (a large one for the limit λ → ∞).")
-    gaps, displacements = _flows(quad, lams, times, states)
-    return QuadraticFlow(lams, times, gaps, displacements)
+    return lams, times
+
+
+def _solved(quad: Quadratic, lams: Any, times: Any, gaps: bool, states: bool) -> tuple[Gaps | None, Array | None]:
+    """By the polynomial where values are known and it costs less, else in the eigenbasis of each penalty."""
+    size = None
+    if isinstance(lams, np.ndarray) and is_concrete(quad):
+        size = degree_for(quad, lams, times)
+    if size is None:
+        return _flows(quad, lams, times, states)
+    terms, reach = size
+    return propagate(quad, lams, times, reach, terms=terms, gaps=gaps, states=states)
 
 
 @partial(jax.jit, static_argnums=3)

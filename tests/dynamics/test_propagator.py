@@ -1,0 +1,90 @@
+"""The shared polynomial: it agrees with the eigenbasis to rounding, and is taken where it is cheaper and where it is right."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from tradeoff.dynamics import propagator, quadratic_flow, quadratic_states
+from tradeoff.problems import Quadratic
+from tradeoff.tolerances import EXACT, IDENTITY, ROOT
+
+LOOSE = 1.25  # the most by which the interval may pass the spectrum
+LAMS, TIMES = np.linspace(0.0, 1.0, 150), np.linspace(0.0, 10.0, 150)
+
+
+def pair(d: int = 12, safety: float = 1.5) -> Quadratic:
+    """Two Hessians in general position, the second singular."""
+    draw = np.random.default_rng(0)
+    turns = [np.linalg.qr(draw.normal(size=(d, d)))[0] for _ in range(2)]
+    H_f, H_s = (
+        (Q * np.linspace(low, high, d)) @ Q.T for Q, low, high in zip(turns, (0.05, 0.0), (1.5, safety), strict=True)
+    )
+    return Quadratic((H_f + H_f.T) / 2, draw.normal(size=d), (H_s + H_s.T) / 2, draw.normal(size=d))
+
+
+def by_eigenbasis(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Displacements by SciPy's eigendecomposition of every H_f + λH_s."""
+    found = []
+    for lam in lams:
+        rates, U = scipy.linalg.eigh(np.asarray(quad.H_f + lam * quad.H_s))
+        found.append(-np.expm1(-np.outer(times, rates)) / rates * (U.T @ np.asarray(quad.pull)) @ U.T)
+    return np.array(found)
+
+
+def test_the_polynomial_agrees_with_the_eigenbasis_to_rounding():
+    quad = pair()
+    assert propagator.degree_for(quad, LAMS, TIMES) is not None  # more than one batch of penalties, and of times
+    flow, expected = quadratic_flow(quad, LAMS, TIMES, states=True), by_eigenbasis(quad, LAMS, TIMES)
+    assert flow.displacements is not None
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(flow.displacements, expected, rtol=0, atol=EXACT.relative * size)
+    left = expected - np.asarray(quad.displacement)
+    for gap, v, H in ((flow.gaps.safety, expected, quad.H_s), (flow.gaps.capability, left, quad.H_f)):
+        np.testing.assert_allclose(
+            gap, np.einsum("lti,ij,ltj->lt", v, H, v) / 2, rtol=EXACT.relative, atol=EXACT.relative * size**2
+        )
+    assert flow.gaps.capability[0, 0] == quad.gaps(quad.theta_s).capability
+
+
+def test_a_degree_too_low_is_seen():
+    """The control: with half of the terms the same comparison fails by many orders."""
+    quad, expected = pair(), by_eigenbasis(pair(), LAMS, TIMES)
+    size = propagator.degree_for(quad, LAMS, TIMES)
+    assert size is not None
+    _, states = propagator.propagate(quad, LAMS, TIMES, size[1], terms=size[0] // 2, gaps=False, states=True)
+    assert np.abs(np.asarray(states) - expected).max() > IDENTITY.relative
+
+
+def test_the_first_instants_keep_their_relative_precision():
+    quad, soon = pair(), np.geomspace(1e-9, 1e-3, 40)
+    gaps = quadratic_flow(quad, LAMS, soon).gaps
+    np.testing.assert_allclose(
+        gaps.safety[0],
+        [quad.gaps(quad.theta_s + v).safety for v in by_eigenbasis(quad, LAMS[:1], soon)[0]],
+        rtol=ROOT.relative,
+    )
+
+
+def test_long_flows_and_ends_are_taken_in_the_eigenbasis():
+    quad = pair()
+    assert propagator.degree_for(quad, LAMS, 1e6 * TIMES) is None
+    assert propagator.degree_for(quad, LAMS[:2], TIMES) is None  # few penalties: a decomposition each costs less
+    assert propagator.degree_for(quad, LAMS, np.append(TIMES, np.inf)) is None
+    assert propagator.degree_for(quad, LAMS, 0 * TIMES) is None
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1e4])
+def test_the_interval_holds_the_spectrum(lam):
+    quad = pair(safety=3.0)
+    largest = np.linalg.eigvalsh(np.asarray(quad.H_f + lam * quad.H_s))[-1]
+    assert largest <= propagator._reach(quad, lam) <= LOOSE * largest
+
+
+def test_neither_derivatives_nor_maps_choose_by_values():
+    """Under a transformation values are unknown: the eigenbasis is taken, and says the same."""
+    quad = pair()
+    mapped = jax.vmap(lambda lam: quadratic_states(quad, lam, TIMES[::50]))(jnp.asarray(LAMS[::50]))
+    direct = quadratic_states(quad, LAMS, TIMES)[::50, ::50]
+    np.testing.assert_allclose(mapped, direct, rtol=0, atol=IDENTITY.relative)
