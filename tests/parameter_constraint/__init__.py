@@ -1,0 +1,1 @@
+"""Tests of Case II beyond a pair of convex quadratics."""
