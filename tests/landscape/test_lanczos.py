@@ -41,7 +41,7 @@ def test_the_top_of_an_indefinite_spectrum_is_arpacks():
     np.testing.assert_allclose(np.sort(found.values), np.sort(expected), **SAME)
     assert found.values.round(6).tolist() == [30.0, -25.0, 20.0, 15.0]
     assert bool(jnp.all(found.converged))
-    assert found.products == 64
+    assert found.products == 60
 
 
 def test_vectors_are_orthonormal_and_residuals_true():
@@ -51,6 +51,17 @@ def test_vectors_are_orthonormal_and_residuals_true():
     np.testing.assert_allclose(V @ V.T, np.eye(40), atol=DERIVATIVE.relative)
     true = np.linalg.norm(V @ A - np.asarray(found.values)[:, None] * V, axis=1)
     np.testing.assert_allclose(found.residuals, true, rtol=DERIVATIVE.relative, atol=IDENTITY.absolute)
+
+
+def test_an_operator_that_is_symmetric_to_half_the_digits_still_has_true_residuals():
+    A = symmetric(np.linspace(0, 1, 120) ** 2)
+    A = A + 1e-9 * np.random.default_rng(2).normal(size=A.shape)
+    found = lanczos(HostOperator(lambda v: A @ v, 120, False), KEY, steps=40)
+    V = np.asarray(found.vectors)
+    true = np.linalg.norm(V @ A.T - np.asarray(found.values)[:, None] * V, axis=1)
+    np.testing.assert_allclose(found.residuals, true, rtol=DERIVATIVE.relative, atol=IDENTITY.absolute)
+    # Negative control: what leads out of the space alone, the textbook estimate, would be far below for the first pairs.
+    assert float(jnp.min(found.residuals)) > 1e-9
 
 
 def test_a_residual_is_a_proof_that_an_eigenvalue_is_near():
@@ -112,6 +123,9 @@ def test_float32_stays_float32_and_knows_its_rounding():
     assert found.values.dtype == "float32"
     assert bool(jnp.all(found.converged))
     np.testing.assert_allclose(found.values, [10.0, 8.0, 6.0], rtol=MODEL_GRADIENT.relative)
+    V, exact = np.asarray(found.vectors, np.float64), np.asarray(A, np.float64)
+    true = np.linalg.norm(V @ exact - np.asarray(found.values, np.float64)[:, None] * V, axis=1)
+    np.testing.assert_allclose(found.residuals, true, rtol=0, atol=10 * MODEL_GRADIENT.relative)
 
 
 def one_sided(v):
@@ -143,4 +157,4 @@ def test_bad_input_is_refused(call, says):
 
 def test_the_check_of_symmetry_lets_rounding_pass():
     A = symmetric(np.geomspace(1e-12, 1e6, 60))
-    assert float(krylov(from_matrix(A), KEY, 60).uneven) < 1e6 * DERIVATIVE.relative
+    assert float(jnp.abs(krylov(from_matrix(A), KEY, 60).beyond).max()) < 1e6 * DERIVATIVE.relative
