@@ -17,7 +17,7 @@ from tradeoff.theorems.claim import Theorem
 from tradeoff.theorems.verification import UNOPTIMISED, understood
 from tradeoff.worlds.world import SUM_TO_ONE_WITHIN, DataLaw
 
-STEPS = 400
+STEPS = 800
 """Ascent steps of every restart; the step size falls from `RATE` to a hundredth of it."""
 RATE = 0.3
 ROUNDS = 2
@@ -90,7 +90,8 @@ def falsify(theorem: Theorem, key: Array, restarts: int = 64) -> Falsification:
         A `Falsification`.
 
     Raises:
-        ValueError: when `restarts` is below 1, or the sides are not scalars (or not one for each part).
+        ValueError: when `restarts` is below 1, no instance of the family is one of the claim's, or the sides are not scalars
+            (or not one for each part).
 
     Example:
         >>> from tradeoff import theorems
@@ -103,9 +104,16 @@ def falsify(theorem: Theorem, key: Array, restarts: int = 64) -> Falsification:
     began = time.perf_counter()
     parameters, parts, ratios = _climbed(theorem)(jax.random.split(key, restarts))
     ratios = np.where(np.isnan(ratios), np.inf, np.asarray(ratios))  # an undefined side is a failure, and comes first
+    found = [jax.tree.map(lambda leaf, at=at: leaf[at], parameters) for at in range(restarts)]
+    inside = [int(at) for at in np.argsort(-ratios) if _sides_at(theorem)(found[at]).belongs]
+    if not inside:
+        raise ValueError(
+            f"none of {restarts} ascents of {theorem.name} began at an instance of the claim; its family must draw laws that "
+            "sum to one, and instances that meet the claim's assumptions."
+        )
     refuted = 0
-    for at in np.argsort(-ratios):
-        candidate, part = jax.tree.map(lambda leaf, at=at: leaf[at], parameters), int(parts[at])
+    for at in inside:
+        candidate, part = found[at], int(parts[at])
         judged = _judge(theorem, candidate, part)
         if judged.broken:
             candidate = _simplified(theorem, candidate, part)
@@ -115,7 +123,7 @@ def falsify(theorem: Theorem, key: Array, restarts: int = 64) -> Falsification:
             break
         refuted += 1
     else:
-        at = int(np.argmin(ratios))
+        at = inside[-1]
     equality = theorem.relations[part] == "=="
     return Falsification(
         theorem=theorem,
@@ -225,26 +233,29 @@ def _climbed(theorem: Theorem) -> Callable[[Array], tuple[Any, Array, Array]]:
         part = number % count
         floor = theorem.tolerance.absolute
 
-        def height(moved: list[Array]) -> Array:
+        def height(moved: list[Array]) -> tuple[Array, Array]:
             floats = iter(moved)
             mixed = [next(floats) if free else leaf for leaf, free in zip(leaves, moves, strict=True)]
-            left, right = theorem.at(theorem.family.build(jax.tree.unflatten(tree, mixed)))
+            instance = theorem.family.build(jax.tree.unflatten(tree, mixed))
+            left, right = theorem.at(instance)
             heights = jnp.stack([_ratio(left[i], right[i], r) for i, r in enumerate(theorem.relations)])
             # Where both sides are rounding noise around zero there is nothing to climb.
             alive = jnp.maximum(jnp.abs(left[part]), jnp.abs(right[part])) > 100 * floor
             height = jnp.where(alive, heights[part], 0)
-            return jnp.where(jnp.isfinite(height), height, 0)
+            # An ascent may wander out of what the claim assumes, but what it finds there is nothing.
+            met = [jnp.asarray(assumption.holds(instance)) for assumption in theorem.assumptions]
+            return jnp.where(jnp.isfinite(height), height, 0), jnp.all(jnp.array(met, bool))
 
         def step(carry: Any, rate: Array) -> tuple[Any, None]:
             here, mean, square, best, best_height = carry
-            value, slope = jax.value_and_grad(height)(here)
-            better = value > best_height
+            (value, met), slope = jax.value_and_grad(height, has_aux=True)(here)
+            better = met & (value > best_height)
             best = [jnp.where(better, new, old) for new, old in zip(here, best, strict=True)]
             slope = [jnp.where(jnp.isfinite(g), g, 0) for g in slope]
             mean = [0.9 * m + 0.1 * g for m, g in zip(mean, slope, strict=True)]
             square = [0.99 * s + 0.01 * g**2 for s, g in zip(square, slope, strict=True)]
             here = [x + rate * m / (jnp.sqrt(s) + 1e-30) for x, m, s in zip(here, mean, square, strict=True)]
-            return (here, mean, square, best, jnp.maximum(value, best_height)), None
+            return (here, mean, square, best, jnp.where(better, value, best_height)), None
 
         best = [leaf for leaf, free in zip(leaves, moves, strict=True) if free]
         best_height = jnp.float64(-jnp.inf)

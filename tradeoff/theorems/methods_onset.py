@@ -72,7 +72,7 @@ def bent() -> Family:
         mixed = jnp.where(p["mixed"] < 0, -size, size) * jnp.sqrt(first * second)
         A = jnp.stack([jnp.stack([first, mixed]), jnp.stack([mixed, second])])
         pull = jnp.stack([jnp.zeros(()), jnp.where(p["pull"] < 0, -1, 1) * decades(p["pull"])])
-        return Bent(A, pull, decades(p["s"]), decades(p["turn"]), decades(p["time"]))
+        return Bent(A, pull, decades(p["s"]), decades(p["turn"]), decades(p["time"]) ** 2)
 
     return Family(sample, build)
 
