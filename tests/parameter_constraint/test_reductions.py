@@ -35,7 +35,7 @@ def test_the_set_is_stationary_and_its_gaps_need_no_states():
     assert alone.theta is None
     assert alone.displacement is None
     for ours, v, H in ((alone.gaps.safety, delta, H_s), (alone.gaps.capability, delta - d, H_f)):
-        np.testing.assert_allclose(ours, np.einsum("ld,de,le->l", v, H, v) / 2, rtol=ROOT.relative, atol=0)
+        np.testing.assert_allclose(ours, (v @ H * v).sum(axis=1) / 2, rtol=ROOT.relative, atol=0)
 
 
 @pytest.mark.parametrize("flat", [0, 2])

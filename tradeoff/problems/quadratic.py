@@ -244,6 +244,8 @@ def checked_symmetric(name: str, H: Numbers) -> np.ndarray:
     if not np.all(np.isfinite(matrix)):
         i, j = np.argwhere(~np.isfinite(matrix))[0]
         raise ValueError(f"{name}[{i}, {j}] is {matrix[i, j]}; the entries of a Hessian must be finite.")
+    if np.array_equal(matrix, matrix.T):
+        return matrix
     uneven = np.abs(matrix - matrix.T)
     if uneven.max() > SYMMETRIC_WITHIN * np.abs(matrix).max():
         i, j = np.unravel_index(int(uneven.argmax()), uneven.shape)
