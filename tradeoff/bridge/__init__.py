@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from tradeoff.bridge import curvature as curvature
+from tradeoff.bridge import landscape as landscape
 from tradeoff.bridge.checkpoints import SMOLLM2 as SMOLLM2
 from tradeoff.bridge.checkpoints import Checkpoint as Checkpoint
 from tradeoff.bridge.checkpoints import CheckpointError as CheckpointError

@@ -1,4 +1,4 @@
-r"""The landscape around a checkpoint: the operators and pictures of `tradeoff.landscape`, by the same names.
+r"""The curvature of a checkpoint: the operators and the local law of `tradeoff.landscape`, by the same names.
 
 The losses are those of a text world, $L(\theta)=\sum_{x,y}p(x)P(y|x)\,(-\log\pi_\theta(y|x))$ for safety or capability: the gaps
 plus a constant. Parameters are named tensors of the model; flat vectors take them in the order of their names, as
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -18,11 +17,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tradeoff import gaps
 from tradeoff._records import Numbers
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoints import Checkpoint
-from tradeoff.landscape import HostOperator, Line, LocalLaw, Plane
+from tradeoff.landscape import HostOperator, LocalLaw
 from tradeoff.landscape.neighbourhood import check_direction, check_distances
 from tradeoff.worlds.world import World
 
@@ -71,7 +69,7 @@ def hessian(
         ValueError: when `of` or a tensor is unknown, the precision is below float32, or the world cannot be packed for
             this checkpoint.
     """
-    curvature = _Curvature(checkpoint, world, of, tensors, batch_size)
+    curvature = LossOf(checkpoint, world, of, tensors, batch_size)
     return curvature.operator(curvature.hessian_product, semidefinite=False)
 
 
@@ -96,7 +94,7 @@ def gauss_newton(
     Raises:
         ValueError: as `hessian`.
     """
-    curvature = _Curvature(checkpoint, world, of, tensors, batch_size)
+    curvature = LossOf(checkpoint, world, of, tensors, batch_size)
     return curvature.operator(curvature.gauss_newton_product, semidefinite=True)
 
 
@@ -159,91 +157,13 @@ def local_law(
     steps = check_distances(distances)
     if not bool(jnp.all(steps != 0)):
         raise ValueError(f"distances are {steps}; the law compares steps that are not zero.")
-    curvature = _Curvature(checkpoint, world, of, names, batch_size)
+    curvature = LossOf(checkpoint, world, of, names, batch_size)
     delta = np.asarray(ravel_pytree(dict(direction))[0], curvature.precision)
     form = float(delta.astype(np.float64) @ curvature.gauss_newton_product(delta).astype(np.float64))
     if not form > 0:
         raise ValueError("the direction does not move the model at any prefix of these data (δᵀFδ = 0); take another.")
     divergence, quadratic = jnp.asarray(curvature.divergences(direction, steps.tolist())), steps**2 * form / 2
     return LocalLaw(steps, divergence, quadratic, divergence / quadratic)
-
-
-def line(
-    checkpoint: Checkpoint,
-    world: World,
-    direction: Tree,
-    distances: Numbers,
-    batch_size: int = 16,
-    progress: bool = False,
-) -> Line:
-    """Both gaps of a checkpoint along a direction, as `landscape.line`: true gaps of the text world, in nats.
-
-    Args:
-        checkpoint: as in `hessian`.
-        world: as in `hessian`.
-        direction: as in `local_law`.
-        distances: multiples of the direction, shape (T,).
-        batch_size: as in `hessian`.
-        progress: whether to show a progress bar for each point.
-
-    Returns:
-        A `landscape.Line`.
-
-    Raises:
-        ValueError: when the direction does not fit, a distance is not finite, or as `log_policy`.
-    """
-    check_direction(parameters(checkpoint, sorted(direction)), dict(direction))
-    steps = check_distances(distances)
-    found = [_gaps_at(checkpoint, world, ((direction, t),), batch_size, progress) for t in steps.tolist()]
-    return Line(steps, jax.tree.map(lambda *each: jnp.stack(each), *found))
-
-
-def plane(
-    checkpoint: Checkpoint,
-    world: World,
-    first: Tree,
-    second: Tree,
-    x: Numbers,
-    y: Numbers,
-    batch_size: int = 16,
-    progress: bool = False,
-) -> Plane:
-    """Both gaps of a checkpoint on the plane of two directions, as `landscape.plane`: one scoring of the world a point.
-
-    Args:
-        checkpoint: as in `hessian`.
-        world: as in `hessian`.
-        first: the direction of x, as in `local_law`.
-        second: the direction of y; it may move other tensors than the first.
-        x: multiples of the first, shape (A,).
-        y: multiples of the second, shape (B,).
-        batch_size: as in `hessian`.
-        progress: whether to show a progress bar for each point.
-
-    Returns:
-        A `landscape.Plane`.
-
-    Raises:
-        ValueError: as `line`.
-    """
-    for way in (first, second):
-        check_direction(parameters(checkpoint, sorted(way)), dict(way))
-    x, y = check_distances(x), check_distances(y)
-    found = [
-        _gaps_at(checkpoint, world, ((first, a), (second, b)), batch_size, progress)
-        for b in y.tolist()
-        for a in x.tolist()
-    ]
-    return Plane(x, y, jax.tree.map(lambda *each: jnp.stack(each).reshape(len(y), len(x)), *found))
-
-
-def _gaps_at(
-    checkpoint: Checkpoint, world: World, moves: Sequence[tuple[Tree, float]], batch_size: int, progress: bool
-) -> gaps.Gaps:
-    with ExitStack() as stack:
-        for way, t in moves:
-            stack.enter_context(moved(checkpoint, way, t))
-        return gaps.both(world, policy.log_policy(checkpoint, world, batch_size, progress))
 
 
 @contextmanager
@@ -265,7 +185,7 @@ def moved(checkpoint: Checkpoint, direction: Tree, t: float) -> Iterator[None]:
 # --- products ---------------------------------------------------------------------------------------------------
 
 
-class _Curvature:
+class LossOf:
     """The loss of a text world as a function of some tensors of a model, and products with its second derivatives."""
 
     def __init__(
@@ -301,20 +221,35 @@ class _Curvature:
             start += rows
 
     def operator(self, product: Any, semidefinite: bool) -> HostOperator:
+        """A product as an operator on the flat parameters."""
         size = sum(tensor.numel() for tensor in self.tensors.values())
         return HostOperator(product, size, semidefinite, self.precision)
 
     def hessian_product(self, v: np.ndarray) -> np.ndarray:
+        """The product of the Hessian with a vector."""
+        return self.gradient_and_product(v)[1]
+
+    def gradient(self) -> np.ndarray:
+        """The gradient of the loss."""
         with self._differentiable() as held:
             total = [torch.zeros_like(tensor) for tensor in held]
-            vectors = self._split(v)
             for batch, at, target, cost, _ in self.batches:
-                logs = torch.log_softmax(self._logits(batch), -1)
-                slope = torch.autograd.grad(-(cost * logs[at, target]).sum(), held, create_graph=True)
-                _accumulate(total, torch.autograd.grad(slope, held, vectors, materialize_grads=True))
+                _accumulate(total, torch.autograd.grad(self._loss(batch, at, target, cost), held))
         return _joined(total)
 
+    def gradient_and_product(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The gradient, and the product of the Hessian with a vector that takes it on the way."""
+        with self._differentiable() as held:
+            slopes, products = ([torch.zeros_like(tensor) for tensor in held] for _ in range(2))
+            vectors = self._split(v)
+            for batch, at, target, cost, _ in self.batches:
+                slope = torch.autograd.grad(self._loss(batch, at, target, cost), held, create_graph=True)
+                _accumulate(slopes, [part.detach() for part in slope])
+                _accumulate(products, torch.autograd.grad(slope, held, vectors, materialize_grads=True))
+        return _joined(slopes), _joined(products)
+
     def gauss_newton_product(self, v: np.ndarray) -> np.ndarray:
+        """The product of the Gauss-Newton matrix with a vector."""
         with self._differentiable() as held:
             total = [torch.zeros_like(tensor) for tensor in held]
             vectors = self._split(v)
@@ -342,6 +277,9 @@ class _Curvature:
                     terms = base.exp() * (torch.expm1(ratio) - ratio)
                     total[i] += float(mass.double() @ terms.sum(-1))
         return total.tolist()
+
+    def _loss(self, batch: policy.Batch, at: torch.Tensor, target: torch.Tensor, cost: torch.Tensor) -> torch.Tensor:
+        return -(cost * torch.log_softmax(self._logits(batch), -1)[at, target]).sum()
 
     def _logits(self, batch: policy.Batch) -> torch.Tensor:
         trunk = self.checkpoint.model.base_model

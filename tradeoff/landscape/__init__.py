@@ -1,14 +1,8 @@
 """The landscape around an aligned model: curvature of both losses, by the same names for toys and checkpoints."""
 
 from tradeoff.landscape.basins import Basin as Basin
-from tradeoff.landscape.basins import Line as Line
-from tradeoff.landscape.basins import Plane as Plane
 from tradeoff.landscape.basins import Visage as Visage
 from tradeoff.landscape.basins import basin as basin
-from tradeoff.landscape.basins import direction as direction
-from tradeoff.landscape.basins import line as line
-from tradeoff.landscape.basins import plane as plane
-from tradeoff.landscape.basins import scaled as scaled
 from tradeoff.landscape.basins import smoothed_floor as smoothed_floor
 from tradeoff.landscape.basins import visage as visage
 from tradeoff.landscape.basins import visage_score as visage_score
@@ -27,6 +21,12 @@ from tradeoff.landscape.operators import fisher as fisher
 from tradeoff.landscape.operators import from_matrix as from_matrix
 from tradeoff.landscape.operators import gauss_newton as gauss_newton
 from tradeoff.landscape.operators import hessian as hessian
+from tradeoff.landscape.pictures import Line as Line
+from tradeoff.landscape.pictures import Plane as Plane
+from tradeoff.landscape.pictures import direction as direction
+from tradeoff.landscape.pictures import line as line
+from tradeoff.landscape.pictures import plane as plane
+from tradeoff.landscape.pictures import scaled as scaled
 from tradeoff.landscape.spectrum import CurvatureOverlap as CurvatureOverlap
 from tradeoff.landscape.spectrum import SpectralDensity as SpectralDensity
 from tradeoff.landscape.spectrum import TraceEstimate as TraceEstimate

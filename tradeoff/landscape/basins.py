@@ -1,9 +1,4 @@
-r"""Pictures of both losses around a model, and safety basins as numbers: a definition, a unit and an interval.
-
-A direction in the space of weights means little before it is measured against the weights: `direction` draws Gaussian ones
-at the scale of each filter (Li et al.), of each tensor (VISAGE) or at unit length, and distances along it are then in
-multiples of that scale.
-"""
+r"""Safety basins as numbers: how far a model can go before its safety is lost, with a definition, a unit and an interval."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,17 +12,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from tradeoff._records import Numbers, record, static
-from tradeoff.gaps import Gaps
 from tradeoff.landscape import operators
-from tradeoff.landscape.neighbourhood import check_direction, check_distances, moved
+from tradeoff.landscape.neighbourhood import moved
+from tradeoff.landscape.pictures import SCALES, check_scale, direction
 from tradeoff.problems import Problem
-
-SCALES = {
-    "filter": "multiples of each filter's norm",
-    "tensor": "multiples of each tensor's norm",
-    "unit": "parameter norm",
-}
-"""How a direction may be scaled, and the unit of distance along it that follows."""
 
 HALVINGS = 50
 """The end of a basin is bisected so often between two points of the grid: to rounding."""
@@ -36,34 +24,6 @@ VISAGE_STEPS, VISAGE_REACH = 20, 0.5
 """VISAGE looks at 20 points from -0.5 to 0.5 times the norm of each tensor."""
 VISAGE_CROSSING = 99.99
 """VISAGE's basin ends where the attack success rate reaches this many percent."""
-
-
-@record
-class Line:
-    """Both losses on a line.
-
-    Args:
-        distances: in the unit of the direction, shape (T,).
-        gaps: safety and capability gap, nats (or the unit of the losses), shape (T,).
-    """
-
-    distances: Float[Array, " T"]
-    gaps: Gaps
-
-
-@record
-class Plane:
-    """Both losses on a plane.
-
-    Args:
-        x: distances along the first direction, shape (A,).
-        y: distances along the second, shape (B,).
-        gaps: safety and capability gap, nats (or the unit of the losses), shape (B, A), rows of equal y.
-    """
-
-    x: Float[Array, " A"]
-    y: Float[Array, " B"]
-    gaps: Gaps
 
 
 @record
@@ -109,123 +69,6 @@ class Visage:
     attack_success: Float[Array, "D T"]
 
 
-def direction(key: Array, at: Any, scale: str = "filter") -> Any:
-    """A random Gaussian direction at the scale of the parameters, as `scaled`.
-
-    Args:
-        key: a JAX random key.
-        at: the parameters.
-        scale: see `scaled`.
-
-    Returns:
-        A tree like the parameters.
-
-    Raises:
-        ValueError: as `scaled`.
-
-    Example:
-        >>> way = direction(jax.random.key(0), {"W": 2 * jnp.ones((3, 4)), "b": jnp.ones(3)})
-        >>> [round(float(norm), 9) for norm in jnp.linalg.norm(way["W"], axis=1)], way["b"].tolist()
-        ([4.0, 4.0, 4.0], [0.0, 0.0, 0.0])
-    """
-    operators.check_parameters(at)
-    leaves, tree = jax.tree.flatten(at)
-    keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.normal(k, jnp.shape(leaf), leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    return scaled(jax.tree.unflatten(tree, draws), at, scale)
-
-
-def scaled(direction: Any, at: Any, scale: str = "filter") -> Any:
-    r"""A direction at the scale of the parameters; its own length does not matter.
-
-    Args:
-        direction: a tree like the parameters.
-        at: the parameters.
-        scale: `filter`: each row of each matrix gets the norm of the same row of the parameters (Li et al.); `tensor`: each
-            matrix as a whole does (VISAGE). Both leave out vectors (biases, norm layers), unless there are only vectors,
-            each then being one filter. `unit`: the direction as a whole gets length one.
-
-    Returns:
-        A tree like the parameters.
-
-    Raises:
-        ValueError: when the scale is unknown, the direction does not fit, or nothing would be left of it.
-
-    Example:
-        >>> scaled(jnp.array([[3.0, 4.0], [1.0, 0.0]]), jnp.array([[10.0, 0.0], [0.0, 0.5]])).tolist()
-        [[6.0, 8.0], [0.5, 0.0]]
-
-    Source: Li et al. (filter normalisation); VISAGE.
-    """
-    _check_scale(scale)
-    check_direction(at, direction)
-    way = _scaled(direction, at, scale)
-    if not any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(way)):
-        raise ValueError(
-            f"nothing is left of the direction at scale {scale!r}: it is zero, or the parameters are, so that relative "
-            "distances have no length. Give a direction that is not zero, or use scale='unit'."
-        )
-    return way
-
-
-def line(problem: Problem, at: Any, direction: Any, distances: Numbers) -> Line:
-    """Both losses along a direction.
-
-    Args:
-        problem: any problem.
-        at: the parameters in the middle.
-        direction: a tree like them (see `direction` and `scaled`), or where another model is: its parameters minus these.
-        distances: multiples of the direction, shape (T,).
-
-    Returns:
-        A `Line`.
-
-    Raises:
-        ValueError: when the direction does not fit the parameters, or a distance is not finite.
-
-    Example:
-        >>> from tradeoff.problems import quadratic
-        >>> quad = quadratic.golden()
-        >>> line(quad, quad.theta_s, quad.displacement, [0.0, 1.0]).gaps.safety.tolist()
-        [0.0, 1.0]
-    """
-    check_direction(at, direction)
-    t = check_distances(distances)
-    still = jax.tree.map(jnp.zeros_like, at)
-    at_each = _surface(operators.losses(problem), at, direction, still, t, jnp.zeros(1))
-    return Line(t, jax.tree.map(lambda values: values[0], at_each))
-
-
-def plane(problem: Problem, at: Any, first: Any, second: Any, x: Numbers, y: Numbers) -> Plane:
-    """Both losses on the plane of two directions.
-
-    Args:
-        problem: any problem.
-        at: the parameters at (0, 0).
-        first: the direction of x, a tree like the parameters.
-        second: the direction of y.
-        x: multiples of the first, shape (A,).
-        y: multiples of the second, shape (B,).
-
-    Returns:
-        A `Plane`.
-
-    Raises:
-        ValueError: when a direction does not fit the parameters, or a distance is not finite.
-
-    Example:
-        >>> from tradeoff.problems import quadratic
-        >>> quad = quadratic.golden()
-        >>> found = plane(quad, quad.theta_s, jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]), [0.0, 1.0], [0.0, -1.0, 1.0])
-        >>> found.gaps.safety.tolist(), float(found.gaps.capability[1, 1])
-        ([[0.0, 1.0], [0.5, 1.0], [0.5, 2.0]], 0.0)
-    """
-    check_direction(at, first)
-    check_direction(at, second)
-    x, y = check_distances(x), check_distances(y)
-    return Plane(x, y, _surface(operators.losses(problem), at, first, second, x, y))
-
-
 def basin(
     problem: Problem,
     at: Any,
@@ -266,26 +109,14 @@ def basin(
         >>> round(float(found.radius), 12), found.unit  # ½·4·r² = 0.5
         (0.5, 'parameter norm')
     """
-    _check_scale(scale)
-    if not (0 < threshold < np.inf and 0 < reach < np.inf and 0 < confidence < 1 and directions >= 2 and points >= 1):
-        raise ValueError(
-            f"basin was given threshold={threshold}, reach={reach}, directions={directions}, points={points}, "
-            f"confidence={confidence}; threshold and reach must be positive and finite, directions at least 2, points at "
-            "least 1, the confidence between 0 and 1."
-        )
+    check_basin(scale, threshold, reach, confidence, directions, points)
     loss = operators.loss(problem, "safety")
     start = loss(at)
-    if not bool(jnp.isfinite(start)):
-        raise ValueError(f"the safety gap is {start} at the parameters; a basin starts where it is finite.")
+    check_start(float(start))
     ways = [direction(k, at, scale) for k in jax.random.split(key, directions)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ways)
     ends = _ends(loss, at, stacked, start + threshold, jnp.asarray(reach), points)
-    radii = np.asarray(ends).mean(axis=1)
-    half = scipy.special.stdtrit(directions - 1, (1 + confidence) / 2) * radii.std(ddof=1) / np.sqrt(directions)
-    open_ends = jnp.sum(ends >= reach)
-    upper = np.inf if int(open_ends) else radii.mean() + half
-    low, high = jnp.asarray(radii.mean() - half), jnp.asarray(upper)
-    return Basin(jnp.asarray(radii.mean()), low, high, ends, open_ends, float(threshold), SCALES[scale])
+    return summarised(ends, reach, threshold, scale, confidence)
 
 
 def visage(attack_success: Callable[[Any], Numbers], at: Any, key: Array, directions: int = 1) -> Visage:
@@ -312,13 +143,18 @@ def visage(attack_success: Callable[[Any], Numbers], at: Any, key: Array, direct
 
     Source: VISAGE (arXiv 2405.17374).
     """
+    return visage_along(lambda way, t: attack_success(moved(at, way, jnp.asarray(t))), at, key, directions)
+
+
+def visage_along(rate: Callable[[Any, float], Numbers], at: Any, key: Array, directions: int) -> Visage:
+    """VISAGE's score from the attack success rate at a distance along a direction; see `visage`."""
     if directions < 1:
         raise ValueError(f"directions is {directions}; a score needs at least one.")
     distances = VISAGE_REACH * jnp.linspace(-1.0, 1.0, VISAGE_STEPS)
     rates = []
     for k in jax.random.split(key, directions):
         way = direction(k, at, "tensor")
-        rates.append([float(np.asarray(attack_success(moved(at, way, t)))) for t in distances])
+        rates.append([float(np.asarray(rate(way, float(t)))) for t in distances])
     scores = jnp.stack([visage_score(row) for row in rates])
     return Visage(jnp.mean(scores), scores, distances, jnp.asarray(rates))
 
@@ -383,28 +219,38 @@ def smoothed_floor(score: Numbers, drift: Numbers, sigma: float) -> Float[Array,
     return jnp.asarray(scipy.special.ndtr(scipy.special.ndtri(start) - distance / sigma))
 
 
+# --- what toys and checkpoints share ----------------------------------------------------------------------------
+
+
+def check_basin(scale: str, threshold: float, reach: float, confidence: float, directions: int, points: int) -> None:
+    """Check the numbers that a basin is asked with."""
+    check_scale(scale)
+    if not (0 < threshold < np.inf and 0 < reach < np.inf and 0 < confidence < 1 and directions >= 2 and points >= 1):
+        raise ValueError(
+            f"basin was given threshold={threshold}, reach={reach}, directions={directions}, points={points}, "
+            f"confidence={confidence}; threshold and reach must be positive and finite, directions at least 2, points at "
+            "least 1, the confidence between 0 and 1."
+        )
+
+
+def check_start(safety_gap: float) -> None:
+    """Check that a basin has somewhere to start."""
+    if not np.isfinite(safety_gap):
+        raise ValueError(f"the safety gap is {safety_gap} at the parameters; a basin starts where it is finite.")
+
+
+def summarised(ends: Float[Array, "D 2"], reach: float, threshold: float, scale: str, confidence: float) -> Basin:
+    """The basin that its ends along the directions make: the mean radius and Student's interval."""
+    radii = np.asarray(ends).mean(axis=1)
+    count = len(radii)
+    half = scipy.special.stdtrit(count - 1, (1 + confidence) / 2) * radii.std(ddof=1) / np.sqrt(count)
+    open_ends = jnp.sum(ends >= reach)
+    upper = np.inf if int(open_ends) else radii.mean() + half
+    middle, low, high = (jnp.asarray(each) for each in (radii.mean(), radii.mean() - half, upper))
+    return Basin(middle, low, high, ends, open_ends, float(threshold), SCALES[scale])
+
+
 # --- kernels ----------------------------------------------------------------------------------------------------
-
-
-def _scaled(direction: Any, at: Any, scale: str) -> Any:
-    if scale == "unit":
-        norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(direction)))
-        return jax.tree.map(lambda leaf: leaf / jnp.where(norm > 0, norm, 1), direction)
-    only_vectors = all(jnp.ndim(leaf) < 2 for leaf in jax.tree.leaves(at))
-
-    def one(way: Array, weights: Array) -> Array:
-        if way.ndim < 2 and not only_vectors:
-            return jnp.zeros_like(way)
-        axes = tuple(range(1, way.ndim)) if scale == "filter" and way.ndim > 1 else None
-        own, wanted = (jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True)) for x in (way, weights))
-        return way * (wanted / jnp.where(own > 0, own, 1))
-
-    return jax.tree.map(one, direction, at)
-
-
-@jax.jit
-def _surface(losses: Partial, at: Any, first: Any, second: Any, x: Array, y: Array) -> Gaps:
-    return jax.lax.map(lambda b: jax.lax.map(lambda a: losses(moved(moved(at, first, a), second, b)), x), y)
 
 
 @partial(jax.jit, static_argnums=5)
@@ -431,8 +277,3 @@ def _ends(loss: Partial, at: Any, ways: Any, ceiling: Array, reach: Array, point
 
     signs = jnp.array([-1.0, 1.0])
     return jax.lax.map(lambda way: jax.lax.map(lambda sign: one(way, sign), signs), ways)
-
-
-def _check_scale(scale: str) -> None:
-    if scale not in SCALES:
-        raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(map(repr, SCALES))}.")

@@ -148,10 +148,7 @@ def ball_constants(
 
     Source: T12 (framework).
     """
-    if not 0 < radius < np.inf:
-        raise ValueError(f"radius is {radius}; a ball needs a positive, finite radius in parameter norm.")
-    if samples < 1 or steps < 1:
-        raise ValueError(f"samples is {samples} and steps {steps}; both must be at least 1.")
+    check_ball(radius, samples, steps)
     flat = operators.check_parameters(centre)
     loss = operators.loss(problem, of)
     if isinstance(problem, Quadratic):
@@ -309,6 +306,14 @@ def check_direction(at: Any, direction: Any) -> None:
         raise ValueError(f"the direction has arrays {given} and the parameters {wanted}; they must be the same.")
     operators.check_parameters(at)
     operators.check_parameters(direction)
+
+
+def check_ball(radius: float, samples: int, steps: int) -> None:
+    """Check the numbers with which constants over a ball are asked."""
+    if not 0 < radius < np.inf:
+        raise ValueError(f"radius is {radius}; a ball needs a positive, finite radius in parameter norm.")
+    if samples < 1 or steps < 1:
+        raise ValueError(f"samples is {samples} and steps {steps}; both must be at least 1.")
 
 
 def check_distances(distances: Numbers) -> Float[Array, " T"]:
