@@ -79,7 +79,7 @@ def test_long_flows_and_ends_are_taken_in_the_eigenbasis():
 def test_the_interval_holds_the_spectrum(lam):
     quad = pair(safety=3.0)
     largest = np.linalg.eigvalsh(np.asarray(quad.H_f + lam * quad.H_s))[-1]
-    assert largest <= propagator._reach(quad, lam) <= LOOSE * largest
+    assert largest <= float(propagator._reach(quad, jnp.float64(lam))) <= LOOSE * largest
 
 
 def test_neither_derivatives_nor_maps_choose_by_values():
@@ -88,3 +88,20 @@ def test_neither_derivatives_nor_maps_choose_by_values():
     mapped = jax.vmap(lambda lam: quadratic_states(quad, lam, TIMES[::50]))(jnp.asarray(LAMS[::50]))
     direct = quadratic_states(quad, LAMS, TIMES)[::50, ::50]
     np.testing.assert_allclose(mapped, direct, rtol=0, atol=IDENTITY.relative)
+
+
+def test_the_memory_of_gaps_does_not_grow_with_the_number_of_times():
+    """Ten times as many times need less memory more than the states of one batch of penalties at a tenth of them."""
+    quad, lams = pair(), np.linspace(0.0, 1.0, 64)
+
+    def megabytes(count: int, states: bool) -> float:
+        times = np.linspace(0.0, 10.0, count)
+        lowered = propagator.propagate.lower(quad, lams, times, 3.0, terms=16, gaps=not states, states=states)
+        analysis = lowered.compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes / 2**20
+
+    few, many = 2 * propagator.INSTANTS, 20 * propagator.INSTANTS
+    output = 2 * 8 * len(lams) * (many - few) / 2**20
+    assert megabytes(many, states=False) - megabytes(few, states=False) <= 2 * output
+    assert megabytes(many, states=True) - megabytes(few, states=True) > 4 * output  # the control

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from tradeoff._records import Numbers, record
 from tradeoff.gaps import Gaps
@@ -80,31 +80,43 @@ def noise_floor(
         raise ValueError(f"average is {average}; its coefficient η must be in [0, 1): 0 for no average.")
     if not 0 <= lam < np.inf:
         raise ValueError(f"lam is {lam}; descent needs one finite penalty λ ≥ 0.")
-    A = quad.H_f + lam * quad.H_s
-    S = jnp.asarray(_checked_noise(noise, len(A)))
-    rates, U = eigen(A)
-    _check_rate(learning_rate, rates)
-    inside = U.T @ S @ U
-    flat = np.asarray(rates) == 0
-    if np.any(np.asarray(jnp.diagonal(inside))[flat] > FLAT_WITHIN * float(jnp.trace(S))):
+    S = _checked_noise(noise, quad.theta_s.shape[-1])
+    count = float(batch * accumulation)
+    law, rates, drift = _floor(quad, jnp.asarray(S), float(learning_rate), count, float(average), float(lam))
+    largest = 2 / float(rates[-1]) if float(rates[-1]) > 0 else np.inf
+    if not 0 < learning_rate < largest:
+        raise ValueError(
+            f"learning_rate is {learning_rate}; descent settles only for rates in (0, {largest:.6g}), below two over the "
+            "largest curvature of the objective: give a smaller one."
+        )
+    if float(drift) > FLAT_WITHIN * np.trace(S):
         raise ValueError(
             "the noise has a part in a direction that is flat for the objective; there the weights diffuse for ever and have "
             "no stationary law: give noise without it, or a penalty that holds the direction."
         )
-    count = float(batch * accumulation)
+    return law
+
+
+@jax.jit
+def _floor(
+    quad: Quadratic, S: Array, learning_rate: Array, count: Array, average: Array, lam: Array
+) -> tuple[NoiseFloor, Array, Array]:
+    """The law, the curvatures of the objective, and the variance of the noise in its flat directions."""
+    rates, U = eigen(quad.H_f + lam * quad.H_s)
+    held = rates > 0
+    safe = jnp.where(held, rates, 1)
+    inside = U.T @ S @ U
     C = jnp.where(
-        flat[:, None] | flat[None, :], 0, variance(inside, rates[:, None], rates[None, :], learning_rate, count)
+        held[:, None] & held[None, :], variance(inside, safe[:, None], safe[None, :], learning_rate, count), 0
     )
     decay = 1 - learning_rate * rates
     C = U @ (quieter(decay[:, None], decay[None, :], average) * C) @ U.T
-    held = rates > 0
-    delta = U @ jnp.where(held, U.T @ quad.pull / jnp.where(held, rates, 1), 0)
-    left = U @ jnp.where(
-        held, lam * (U.T @ (quad.H_s @ quad.displacement)) / jnp.where(held, rates, 1), U.T @ quad.displacement
-    )
+    delta = U @ jnp.where(held, U.T @ quad.pull / safe, 0)
+    left = U @ jnp.where(held, lam * (U.T @ (quad.H_s @ quad.displacement)) / safe, U.T @ quad.displacement)
     excess = Gaps(jnp.sum(quad.H_s * C) / 2, jnp.sum(quad.H_f * C) / 2)
     gaps = Gaps(half_square(quad.H_s, delta) + excess.safety, half_square(quad.H_f, left) + excess.capability)
-    return NoiseFloor(quad.theta_s + delta, C, gaps, excess)
+    drift = jnp.max(jnp.where(held, 0, jnp.diagonal(inside)))
+    return NoiseFloor(quad.theta_s + delta, C, gaps, excess), rates, drift
 
 
 def variance(noise: Array, alpha: Array, beta: Array, learning_rate: Array | float, count: Array | float) -> Array:
@@ -120,14 +132,14 @@ def variance(noise: Array, alpha: Array, beta: Array, learning_rate: Array | flo
     return learning_rate * noise / (count * (alpha + beta - learning_rate * alpha * beta))
 
 
-def quieter(r: Array, s: Array, average: ArrayLike) -> Array:
+def quieter(r: Array, s: Array, average: Array) -> Array:
     r"""By what an average multiplies the covariance along two directions that each step shrinks by r and s.
 
     $\frac{1-\eta}{1+\eta}\big(1+\frac{\eta r}{1-\eta r}+\frac{\eta s}{1-\eta s}\big)$, which is
     $\frac{(1-\eta)(1+\eta r)}{(1+\eta)(1-\eta r)}$ for r = s.
     """
-    eta = jnp.asarray(average, jnp.float64)
-    return (1 - eta) / (1 + eta) * (1 + eta * r / (1 - eta * r) + eta * s / (1 - eta * s))
+    own = sum(average * shrinks / (1 - average * shrinks) for shrinks in (r, s))
+    return (1 - average) / (1 + average) * (1 + own)
 
 
 def minibatch_noise(noise: Numbers, batch: int = 1, accumulation: int = 1) -> Callable[[Array, Array], Array]:
@@ -157,12 +169,3 @@ def _checked_noise(noise: Numbers, size: int | None) -> np.ndarray:
             f"noise has shape {S.shape} and there are {size} parameters; give a covariance of shape (d, d)."
         )
     return S
-
-
-def _check_rate(learning_rate: float, rates: Array) -> None:
-    largest = 2 / float(rates[-1]) if float(rates[-1]) > 0 else np.inf
-    if not 0 < learning_rate < largest:
-        raise ValueError(
-            f"learning_rate is {learning_rate}; descent settles only for rates in (0, {largest:.6g}), below two over the "
-            "largest curvature of the objective: give a smaller one."
-        )

@@ -43,21 +43,22 @@ def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[in
     most = int(flops_by_eigen / each) // DEGREES * DEGREES
     if most < DEGREES or not np.all(np.isfinite(times)) or times.max() == 0:
         return None
-    reach = _reach(quad, lams.max())
+    reach = float(_reach(quad, lams.max()))
     terms = np.arange(DEGREES, most + 1, DEGREES)
     small = scipy.special.ive(terms, reach * float(times.max()) / 2) <= NEGLIGIBLE
     # Beyond 1e9 or so the scaled Bessel function is a NaN; no polynomial is short enough there.
     return (int(terms[np.argmax(small)]), reach) if reach > 0 and small.any() else None
 
 
-def _reach(quad: Quadratic, lam: float) -> float:
+@jax.jit
+def _reach(quad: Quadratic, lam: Array) -> Array:
     r"""A number at least $\lambda_{\max}(A)$, which grows with λ, and not much above it: $\|A^8\|_F^{1/8}$."""
-    A = np.asarray(quad.H_f) + lam * np.asarray(quad.H_s)
-    size = np.abs(A).max()
-    power = A / size if size > 0 else A
+    A = quad.H_f + lam * quad.H_s
+    size = jnp.max(jnp.abs(A))
+    power = A / jnp.where(size > 0, size, 1)
     for _ in range(3):
         power = power @ power
-    return float(size * np.sum(power**2) ** (1 / 16))
+    return size * jnp.sum(power**2) ** (1 / 16)
 
 
 @partial(jax.jit, static_argnames=("terms", "gaps", "states"))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from tradeoff.dynamics.noise import quieter, variance
 from tradeoff.theorems._linear import covariance_of, length, turned
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
 from tradeoff.theorems.instances import Draws
@@ -161,7 +162,7 @@ def small_batches_and_large_steps_cost_safety(instance: Noisy) -> Sides:
     M = jnp.eye(SIZE) - h * hessian(V, alpha)
     C = covariance_of(M, h**2 * instance.noise / n)
     s2, beta = (jnp.diagonal(V.T @ S @ V) for S in (instance.noise, instance.safety))
-    stated = h * s2 / (n * alpha * (2 - h * alpha))
+    stated = variance(s2, alpha, alpha, h, n)
     off = jnp.max(jnp.abs(jnp.diagonal(V.T @ C @ V) / stated - 1))
     # One step of descent from the noise floor of the accumulated batch, over all outcomes: there it stays.
     floor = stated[0] / instance.micro.astype(jnp.float64)
@@ -196,9 +197,8 @@ def an_average_is_quieter(instance: Noisy) -> Sides:
     ])  # fmt: skip
     enters = jnp.stack([one, -h, -(1 - eta) * h])
     C = covariance_of(M, (1 - c**2) * s2 * jnp.outer(enters, enters))
-    floor = h * s2 / (alpha * (2 - h * alpha))
-    factor = (1 - eta) * (1 + eta * r) / ((1 + eta) * (1 - eta * r))
-    return jnp.stack([C[1, 1], C[2, 2], C[2, 2]]), jnp.stack([floor, floor * factor, floor])
+    floor = variance(s2, alpha, alpha, h, 1.0)
+    return jnp.stack([C[1, 1], C[2, 2], C[2, 2]]), jnp.stack([floor, floor * quieter(r, r, eta), floor])
 
 
 @theorem(
