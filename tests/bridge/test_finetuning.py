@@ -21,6 +21,7 @@ from tradeoff.bridge import finetuning as module
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoints import Checkpoint, load
 from tradeoff.bridge.finetuning import STATE_FILE, FineTuned, Objective, Recipe, adapted, finetune, identity
+from tradeoff.bridge.projection import lora_factors
 from tradeoff.tolerances import BOUND, IDENTITY, MODEL_GRADIENT, SCORE
 from tradeoff.worlds import World
 from tradeoff.worlds.text import requests
@@ -150,6 +151,21 @@ def test_the_penalty_acts_on_the_proxy_and_the_safety_gap_is_the_true_one(able: 
     exact = to.loss_constraint.gaps(world, 10.0)
     assert run.proxy_gap[-1] < CLOSE < float(exact.safety) / 2
     assert abs(float(run.safety_gap[-1] - exact.safety)) < CLOSE
+
+
+def test_a_ball_holds_the_update_and_keeps_more_safety(tiny: Checkpoint, world: World) -> None:
+    """Case II: the update of the weights ends on the ball that binds; one that does not bind changes nothing."""
+    plain = dataclasses.replace(TINY, penalty=0.0)
+    free, wide = (finetune(tiny, world, r, progress=False) for r in (plain, dataclasses.replace(plain, radius=1e6)))
+    assert same_run(free, wide)
+    far = update_length(free)
+    held = finetune(tiny, world, dataclasses.replace(plain, radius=far / 4), progress=False)
+    assert abs(update_length(held) / (far / 4) - 1) < BOUND.relative
+    assert abs(held.safety_gap[-1] - held.safety_gap[0]) < abs(free.safety_gap[-1] - free.safety_gap[0])
+
+
+def update_length(run: FineTuned) -> float:
+    return float(torch.cat([(run.adapter[b] @ run.adapter[a]).ravel() for b, a in lora_factors(run.adapter)]).norm())
 
 
 def test_the_gaps_are_those_of_the_measured_policies(tiny: Checkpoint, world: World) -> None:
@@ -328,6 +344,7 @@ def test_a_write_that_fails_leaves_the_old_state(
         ({"save_every": 0}, "save_every=0"),
         ({"upper_layers": 0}, "upper_layers=0"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"radius": 0.0}, "radius=0.0; ε must be finite and positive, or None"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_an_error(settings: dict[str, float], message: str) -> None:

@@ -1,4 +1,4 @@
-r"""Case I on a real checkpoint: LoRA on the penalised loss of a text world, with the exact gradient.
+r"""Case I and Case II on a real checkpoint: LoRA on the penalised loss of a text world, with the exact gradient.
 
 The objective is the one that the theory minimises in closed form (T1),
 
@@ -6,7 +6,8 @@ $$ J_\lambda=\sum_{x,y}\big[p_fP_f+\lambda\hat p_s\hat P_s\big](x,y)\,(-\log\pi(
 
 and since the world is finite it is summed in full at every step: no sampling noise, and the log-policy that a step
 needs is also its measurement. Adapters sit on the upper layers, so what the lower layers compute never changes and is
-computed once. A run is a function of its recipe: interrupted and resumed, it ends in the same weights.
+computed once. With a radius the weights are put back into a ball around the aligned ones after each step (Case II; the
+penalty may then be 0). A run is a function of its recipe: interrupted and resumed, it ends in the same weights.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from tqdm.auto import tqdm
 from tradeoff import gaps
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoints import Checkpoint
+from tradeoff.bridge.projection import into_product_ball_
 from tradeoff.studies import write_atomically
 from tradeoff.worlds.world import World
 
@@ -54,6 +56,8 @@ class Recipe:
         seed: of the adapters' start, the only randomness there is.
         save_every: steps between two saves of the state.
         batch_size: prompts in one forward pass; it changes memory and speed, not results.
+        radius: ε > 0 of the alignment parameter constraint, on the Frobenius norm of the weights' update over all layers
+            together; `None` for no constraint.
     """
 
     penalty: float
@@ -64,6 +68,7 @@ class Recipe:
     seed: int = 0
     save_every: int = 10
     batch_size: int = 16
+    radius: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -71,6 +76,10 @@ class Recipe:
             raise ValueError(f"Recipe was given penalty={self.penalty}; the penalty λ must be finite and not negative.")
         if not 0 < self.learning_rate < np.inf:
             raise ValueError(f"Recipe was given learning_rate={self.learning_rate}; it must be finite and positive.")
+        if self.radius is not None and not 0 < self.radius < np.inf:
+            raise ValueError(
+                f"Recipe was given radius={self.radius}; ε must be finite and positive, or None for no ball."
+            )
         for name in ("steps", "rank", "save_every", "batch_size", "upper_layers"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -101,7 +110,7 @@ class FineTuned:
 def finetune(
     checkpoint: Checkpoint, world: World, recipe: Recipe, folder: str | Path | None = None, progress: bool = True
 ) -> FineTuned:
-    """Train LoRA adapters on the Case I objective of a text world, measuring the gaps at every step.
+    """Train LoRA adapters on the objective of a text world, within a ball if the recipe has one, measuring every step.
 
     Args:
         checkpoint: where to start; it is left as it was.
@@ -117,7 +126,7 @@ def finetune(
         ValueError: when the rows of the world cannot be packed for this checkpoint, `upper_layers` exceeds its layers,
             the folder holds another run or a damaged state, or training diverges.
 
-    Source: T1, T2 (framework); LoRA.
+    Source: T1, T2, T14, T19(a) (framework); LoRA.
     """
     store = None if folder is None else _Store(Path(folder), identity(checkpoint, world, recipe))
     saved = None if store is None else store.load()
@@ -160,7 +169,7 @@ def identity(checkpoint: Checkpoint, world: World, recipe: Recipe) -> dict[str, 
     for law in (world.safety, world.capability, world.training_safety):
         laws.update(np.asarray(law.p).tobytes() + np.asarray(law.P).tobytes())
     laws.update(json.dumps([world.contexts, world.responses]).encode())
-    settings = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "save_every"}
+    settings = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "save_every" and v is not None}
     return {
         "format": FORMAT,
         "recipe": json.dumps(settings, sort_keys=True),
@@ -210,6 +219,8 @@ def _train(
                 for group in optimiser.param_groups:
                     group["lr"] = recipe.learning_rate * (1 - step / recipe.steps)
                 optimiser.step()
+                if recipe.radius is not None:
+                    into_product_ball_(parameters, recipe.radius)
                 bar.update()
                 bar.set_postfix_str(
                     f"G_f + λ G_s = {gaps.weighted_sum(world, policies[-1], recipe.penalty):.3f} nats", refresh=False

@@ -1,6 +1,7 @@
 """Toy problems: two losses over parameters, differentiable, small enough to read on one screen."""
 
 from tradeoff.problems.problem import Problem as Problem
+from tradeoff.problems.quadratic import LocalModel as LocalModel
 from tradeoff.problems.quadratic import Quadratic as Quadratic
 from tradeoff.problems.sequence import Sequence as Sequence
 from tradeoff.problems.softmax_linear import SoftmaxLinear as SoftmaxLinear
