@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpmath import acos, log, mpf, sqrt, workdps
 
 from tests.oracle import Oracle, kl, law, relative_error
 from tradeoff import divergences as dv
@@ -63,6 +64,40 @@ def test_small_divergences_keep_their_relative_precision(size):
     assert relative_error(dv.kl(jnp.asarray(P), jnp.asarray(Q)), exact) < 20 * np.finfo(float).eps / size
 
 
+DEFINED = {
+    "total variation": (dv.total_variation, lambda p, q: sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2),
+    "Jensen-Shannon": (dv.jensen_shannon, lambda p, q: mixed(p, q, mpf("0.5"))),
+    "weighted": (lambda P, Q: dv.jensen_shannon(P, Q, 0.125), lambda p, q: mixed(p, q, mpf("0.125"))),
+    "overlap": (dv.bhattacharyya, lambda p, q: sum(sqrt(a * b) for a, b in zip(p, q, strict=True))),
+    "angle": (dv.bhattacharyya_angle, lambda p, q: acos(sum(sqrt(a * b) for a, b in zip(p, q, strict=True)))),
+    "chi-squared": (dv.chi_squared, lambda p, q: sum((a - b) ** 2 / b for a, b in zip(p, q, strict=True) if b)),
+    "of two": (lambda P, Q: dv.binary_kl(P[0], Q[0]), lambda p, q: kl([p[0], 1 - p[0]], [q[0], 1 - q[0]])),
+    "entropy of two": (
+        lambda P, Q: dv.binary_entropy(Q[1]),
+        lambda p, q: -q[1] * log(q[1]) - (1 - q[1]) * log(1 - q[1]),
+    ),
+    "KL from logs": (lambda P, Q: dv.kl_log(P, jnp.where(Q > 0, jnp.log(Q), -jnp.inf)), kl),
+}
+
+
+def mixed(p, q, w):
+    """The weighted Jensen-Shannon divergence by its definition."""
+    mixture = [w * a + (1 - w) * b for a, b in zip(p, q, strict=True)]
+    return w * kl(p, mixture) + (1 - w) * kl(q, mixture)
+
+
+@pytest.mark.parametrize("name", DEFINED)
+@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4])
+def test_every_divergence_is_its_definition(name, size):
+    """At 50 digits, with a response that one or both rule out, where laws differ by a lot and where they hardly do."""
+    ours, definition = DEFINED[name]
+    P = np.array([0.1, 0.2, 0.0, 0.7, 0.0])
+    Q = P + size * np.array([0.3, -0.1, 0.0, -0.3, 0.1])
+    with workdps(50):
+        exact = definition(law(P), law(Q))
+        assert relative_error(ours(jnp.asarray(P), jnp.asarray(Q)), exact) < 100 * np.finfo(float).eps / size**2
+
+
 @pytest.mark.parametrize("w", [1.0, 0.5, 1e-3, 1e-9, 1e-30, 1e-150])
 def test_divergence_to_a_mixture_is_exact_at_every_weight(w):
     from mpmath import mpf
@@ -93,6 +128,13 @@ def test_impossible_responses_are_infinite_and_their_gradient_is_not_nan():
     for function in (dv.kl, dv.jensen_shannon, dv.bhattacharyya, dv.bhattacharyya_angle, dv.total_variation):
         gradient = jax.grad(function, argnums=(0, 1))(P, jnp.array([0.2, 0.3, 0.5]))
         assert all(bool(jnp.all(jnp.isfinite(g))) for g in gradient)
+
+
+@pytest.mark.parametrize("function", [dv.x_minus_log1p, dv.expm1_minus_x])
+def test_derivatives_are_those_of_the_definition_on_both_branches(function):
+    for x in (-0.9, -0.2, 0.0, 0.2, 3.0):
+        slope = {dv.x_minus_log1p: x / (1 + x), dv.expm1_minus_x: np.expm1(x)}[function]
+        assert abs(float(jax.grad(function)(x)) - slope) <= EXACT.relative * abs(slope)
 
 
 def test_the_gradient_of_cross_entropy_in_logits_is_softmax_minus_target():
