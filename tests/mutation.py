@@ -174,19 +174,22 @@ def _items(check: str, claim: theorems.Theorem, with_tag: bool) -> list[str]:
 def judge(mutant: Mutant, text: str, tests: tuple[str, ...], copy: Path) -> Mutant:
     """What the tests say of a mutant, in a copy of the project."""
     original = (copy / mutant.file).read_text()
-    (copy / mutant.file).write_text(text)
-    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]
     try:
-        code = subprocess.run(
-            command, check=False, cwd=copy, env=environment, capture_output=True, timeout=PATIENCE
-        ).returncode
-        outcome = "survived" if code == 0 else "killed"
+        (copy / mutant.file).write_text(text)
+        outcome = "survived" if passes(tests, copy) else "killed"
     except subprocess.TimeoutExpired:
         outcome = "timed out"
     finally:
         (copy / mutant.file).write_text(original)
     return Mutant(**asdict(mutant) | {"outcome": outcome})
+
+
+def passes(tests: tuple[str, ...], copy: Path) -> bool:
+    """Whether the tests pass in a copy of the project."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]
+    run = subprocess.run(command, check=False, cwd=copy, env=environment, capture_output=True, timeout=PATIENCE)
+    return run.returncode == 0
 
 
 def main(names: list[str]) -> None:
@@ -209,6 +212,9 @@ def main(names: list[str]) -> None:
                 continue
             every = [place for file in room.files for place in places_of(file)]
             chosen = random.Random(SEED).sample(every, min(room.sample, len(every)))
+            for tests in {tests_of(place.file, room) for place in chosen}:
+                if not passes(tests, Path(folder) / "0"):
+                    raise SystemExit(f"{name}: its tests fail without any mutation: {' '.join(tests)}")
             with ThreadPoolExecutor(WORKERS) as pool, tqdm(desc=name, total=len(chosen), unit="mutant") as bar:
                 tasks = [pool.submit(run, place, room) for place in chosen]
                 judged = []
