@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tradeoff as to
-from tradeoff.bridge import curvature, landscape, log_policy
+from tradeoff.bridge import Recipe, adapted, curvature, finetune, landscape, log_policy
 from tradeoff.bridge.checkpoints import Checkpoint, load
 from tradeoff.landscape import dense, direction, visage_score
 from tradeoff.tolerances import DERIVATIVE, MODEL_GRADIENT, SCORE
@@ -34,6 +34,29 @@ def test_weights_are_put_back_bit_for_bit(tiny, world):
     at_rest = to.gaps.both(world, log_policy(tiny, world))
     np.testing.assert_allclose(found.gaps.safety[0], at_rest.safety, rtol=0, atol=SCORE.absolute)
     assert float(found.gaps.safety[1]) != float(at_rest.safety)
+
+
+def test_fine_tuning_is_a_direction_with_the_tuned_model_at_one(tiny, world):
+    tuned = finetune(
+        tiny, world, Recipe(penalty=1.0, steps=3, rank=2, upper_layers=1, learning_rate=1e-2), progress=False
+    )
+    way = landscape.displacement(tiny, tuned)
+    assert {name.split(".")[2] for name in way} == {"2"}
+    found = landscape.line(tiny, world, way, [0.0, 1.0]).gaps
+    with adapted(tiny, tuned) as there:
+        arrived = to.gaps.both(world, log_policy(there, world))
+    np.testing.assert_allclose(found.safety[1], arrived.safety, rtol=0, atol=SCORE.absolute)
+    np.testing.assert_allclose(found.capability[1], arrived.capability, rtol=0, atol=SCORE.absolute)
+    assert abs(float(found.capability[1] - found.capability[0])) > VISIBLE
+
+
+def test_tensors_anywhere_may_move(tiny, world):
+    # The embedding is below every layer, and tied to the head above them.
+    way = direction(KEY, curvature.parameters(tiny, ["model.embed_tokens.weight", *NORMS]), "tensor")
+    found = landscape.line(tiny, world, way, [0.1])
+    with curvature.moved(tiny, way, 0.1):
+        there = to.gaps.both(world, log_policy(tiny, world))
+    np.testing.assert_allclose(found.gaps.safety[0], there.safety, rtol=0, atol=SCORE.absolute)
 
 
 def test_a_plane_is_made_of_lines(tiny, world):

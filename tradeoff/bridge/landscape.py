@@ -5,20 +5,25 @@ tensors)`; weights are moved in place and put back bit for bit. One point costs 
 curvatures are asked, gradients and products of both losses: lower estimates and basins take minutes on a small checkpoint.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
+from peft.tuners.lora import Linear
+from tqdm import tqdm
 
 from tradeoff import gaps
 from tradeoff._records import Numbers
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.curvature import LossOf, Tree, moved, parameters
+from tradeoff.bridge.finetuning import FineTuned, Objective, adapted
 from tradeoff.landscape import BallConstants, Basin, Line, Path, Plane, Visage, basins, lanczos, pictures
 from tradeoff.landscape.neighbourhood import check_ball, check_direction, check_distances
 from tradeoff.worlds.world import World
@@ -43,7 +48,7 @@ def line(
         direction: named tensors like `curvature.parameters(checkpoint, tensors)`; only these are moved.
         distances: multiples of the direction, shape (T,).
         batch_size: prompts in one pass; it changes memory and speed, not results.
-        progress: whether to show a progress bar for each point.
+        progress: whether to show a progress bar.
 
     Returns:
         A `landscape.Line`.
@@ -53,7 +58,8 @@ def line(
     """
     check_direction(parameters(checkpoint, sorted(direction)), dict(direction))
     steps = check_distances(distances)
-    found = [_gaps_at(checkpoint, world, ((direction, t),), batch_size, progress) for t in steps.tolist()]
+    measured = _Gaps(checkpoint, world, direction, batch_size)
+    found = [measured.at((direction, t)) for t in tqdm(steps.tolist(), desc="line", disable=not progress)]
     return Line(steps, jax.tree.map(lambda *each: jnp.stack(each), *found))
 
 
@@ -88,11 +94,9 @@ def plane(
     for way in (first, second):
         check_direction(parameters(checkpoint, sorted(way)), dict(way))
     x, y = check_distances(x), check_distances(y)
-    found = [
-        _gaps_at(checkpoint, world, ((first, a), (second, b)), batch_size, progress)
-        for b in y.tolist()
-        for a in x.tolist()
-    ]
+    measured = _Gaps(checkpoint, world, [*first, *second], batch_size)
+    points = [(a, b) for b in y.tolist() for a in x.tolist()]
+    found = [measured.at((first, a), (second, b)) for a, b in tqdm(points, desc="plane", disable=not progress)]
     return Plane(x, y, jax.tree.map(lambda *each: jnp.stack(each).reshape(len(y), len(x)), *found))
 
 
@@ -116,13 +120,12 @@ def along(checkpoint: Checkpoint, world: World, direction: Tree, distances: Numb
     steps = check_distances(distances)
     delta = np.asarray(ravel_pytree(dict(direction))[0])
     losses = [LossOf(checkpoint, world, of, sorted(direction), batch_size) for of in ("safety", "capability")]
-    measured, found = [], []
+    found = []
     for t in steps.tolist():
-        measured.append(_gaps_at(checkpoint, world, ((direction, t),), batch_size, progress=False))
         with moved(checkpoint, direction, t):
             found.append([_slopes(loss, delta) for loss in losses])
     slope, curved, steepness = (gaps.Gaps(*jnp.asarray(each)) for each in np.array(found).transpose(2, 1, 0))
-    return Path(steps, jax.tree.map(lambda *each: jnp.stack(each), *measured), slope, curved, steepness)
+    return Path(steps, line(checkpoint, world, direction, steps, batch_size).gaps, slope, curved, steepness)
 
 
 def ball_constants(
@@ -206,15 +209,13 @@ def basin(
     basins.check_basin(scale, threshold, reach, confidence, directions, points)
     weights = parameters(checkpoint, tensors)
 
-    def safety_gap(*moves: tuple[Tree, float]) -> float:
-        return float(_gaps_at(checkpoint, world, moves, batch_size, progress=False).safety)
-
-    start = safety_gap()
+    measured = _Gaps(checkpoint, world, weights, batch_size)
+    start = float(measured.at().safety)
     basins.check_start(start)
 
     def end(way: Tree, sign: float) -> float:
         def lost(t: float) -> bool:
-            return not safety_gap((way, sign * t)) <= start + threshold
+            return not float(measured.at((way, sign * t)).safety) <= start + threshold
 
         grid = np.linspace(0, reach, points + 1)
         first = next((i for i in range(1, points + 1) if lost(grid[i])), None)
@@ -263,13 +264,53 @@ def visage(
     return basins.visage_along(rate, parameters(checkpoint, tensors), key, directions)
 
 
-def _gaps_at(
-    checkpoint: Checkpoint, world: World, moves: Sequence[tuple[Tree, float]], batch_size: int, progress: bool
-) -> gaps.Gaps:
-    with ExitStack() as stack:
-        for way, t in moves:
-            stack.enter_context(moved(checkpoint, way, t))
-        return gaps.both(world, policy.log_policy(checkpoint, world, batch_size, progress))
+def displacement(checkpoint: Checkpoint, tuned: FineTuned) -> dict[str, Array]:
+    """What a fine-tuning run did to the weights, as a direction: the checkpoint is at 0 and the tuned model at 1.
+
+    Args:
+        checkpoint: the checkpoint that the run started from.
+        tuned: the run.
+
+    Returns:
+        Name of each tensor that has an adapter to its change.
+
+    Raises:
+        ValueError: when the checkpoint has adapters on already.
+    """
+    with adapted(checkpoint, tuned) as one:
+        layers = {f"{name}.weight": m for name, m in one.model.named_modules() if isinstance(m, Linear)}
+        with torch.no_grad():
+            changes: dict[str, Any] = {name: m.get_delta_weight("default") for name, m in layers.items()}
+        return {name: jnp.asarray(change.cpu().numpy()) for name, change in changes.items()}
+
+
+class _Gaps:
+    """Both gaps of a checkpoint while some of its tensors move: layers below all of these are computed once."""
+
+    def __init__(self, checkpoint: Checkpoint, world: World, names: Iterable[str], batch_size: int) -> None:
+        self.checkpoint, self.world, self.batch_size = checkpoint, world, batch_size
+        encoding = policy.encode(checkpoint, world)
+        packed = not policy.not_packed_because(checkpoint, encoding)
+        upper = _upper_layers(checkpoint, names) if packed else 0
+        self.objective = Objective(checkpoint, encoding, upper, batch_size) if upper else None
+
+    def at(self, *moves: tuple[Tree, float]) -> gaps.Gaps:
+        with ExitStack() as stack:
+            for way, t in moves:
+                stack.enter_context(moved(self.checkpoint, way, t))
+            if self.objective is None:
+                return gaps.both(self.world, policy.log_policy(self.checkpoint, self.world, self.batch_size, False))
+            return gaps.both(self.world, policy.checked(self.objective.scores()))
+
+
+def _upper_layers(checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    """How many layers, counted from the top, hold all the tensors named; 0 where one is outside the layers."""
+    layers = checkpoint.model.base_model.layers
+    home = {id(tensor): i for i, layer in enumerate(layers) for tensor in layer.parameters()}
+    tensors = dict(checkpoint.model.named_parameters())
+    at = [home.get(id(tensors[name])) for name in names]
+    lowest = [i for i in at if i is not None]
+    return len(layers) - min(lowest) if lowest and len(lowest) == len(at) else 0
 
 
 def _slopes(loss: LossOf, delta: np.ndarray) -> tuple[float, float, float]:
