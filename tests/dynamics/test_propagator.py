@@ -76,10 +76,11 @@ def test_long_flows_and_ends_are_taken_in_the_eigenbasis():
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1e4])
-def test_the_interval_holds_the_spectrum(lam):
-    quad = pair(safety=3.0)
+@pytest.mark.parametrize("d", [12, propagator.SMALL + 1])
+def test_the_interval_holds_the_spectrum(d, lam):
+    quad = pair(d, safety=3.0)
     largest = np.linalg.eigvalsh(np.asarray(quad.H_f + lam * quad.H_s))[-1]
-    assert largest <= float(propagator._reach(quad, jnp.float64(lam))) <= LOOSE * largest
+    assert largest <= propagator._reach(quad, lam) <= LOOSE * largest
 
 
 def test_neither_derivatives_nor_maps_choose_by_values():

@@ -24,6 +24,8 @@ DEGREES = 8
 """Degrees come in multiples of this, so that few programs are compiled."""
 LANES, NUMBERS, INSTANTS = 32, 2048, 128
 """So many penalties (more where these have fewer numbers) and times are worked on at once: they stay in the cache."""
+SMALL, ROUNDED_UP = 32, 1 + 2.0**-40
+"""Up to so many parameters the largest eigenvalue is had for less than a call to the device; then rounding is allowed for."""
 EIGEN, EIGEN_CALL, STEP_CALL = 64.0, 2.0**20, 2.0**19
 """The cost of an eigendecomposition, in multiples of d³, and what calling one and starting one product cost beside it, flops."""
 
@@ -43,16 +45,23 @@ def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[in
     most = int(flops_by_eigen / each) // DEGREES * DEGREES
     if most < DEGREES or not np.all(np.isfinite(times)) or times.max() == 0:
         return None
-    reach = float(_reach(quad, lams.max()))
+    reach = _reach(quad, float(lams.max()))
     terms = np.arange(DEGREES, most + 1, DEGREES)
     small = scipy.special.ive(terms, reach * float(times.max()) / 2) <= NEGLIGIBLE
     # Beyond 1e9 or so the scaled Bessel function is a NaN; no polynomial is short enough there.
     return (int(terms[np.argmax(small)]), reach) if reach > 0 and small.any() else None
 
 
+def _reach(quad: Quadratic, lam: float) -> float:
+    r"""A number at least $\lambda_{\max}(A)$, which grows with λ, and not much above it."""
+    if quad.theta_s.shape[-1] > SMALL:
+        return float(_power_norm(quad, lam))
+    return float(np.linalg.eigvalsh(np.asarray(quad.H_f) + lam * np.asarray(quad.H_s))[-1] * ROUNDED_UP)
+
+
 @jax.jit
-def _reach(quad: Quadratic, lam: Array) -> Array:
-    r"""A number at least $\lambda_{\max}(A)$, which grows with λ, and not much above it: $\|A^8\|_F^{1/8}$."""
+def _power_norm(quad: Quadratic, lam: Array) -> Array:
+    r"""$\|A^8\|_F^{1/8}$."""
     A = quad.H_f + lam * quad.H_s
     size = jnp.max(jnp.abs(A))
     power = A / jnp.where(size > 0, size, 1)
