@@ -73,8 +73,11 @@ def _contenders(states: bool) -> Callable[[], Sequence[Contender]]:
         H_f, H_s, d = (np.asarray(part) for part in (quad.H_f, quad.H_s, quad.displacement))
 
         def ours() -> Answer:
-            at = jax.block_until_ready(parameter_constraint.penalised_path(quad, lams, states=states))
-            return Answer(at.displacement, at.gaps.safety, at.gaps.capability)
+            if states:
+                at = jax.block_until_ready(parameter_constraint.penalised_path(quad, lams))
+                return Answer(at.displacement, at.gaps.safety, at.gaps.capability)
+            gaps = jax.block_until_ready(parameter_constraint.penalised_gaps(quad, lams))
+            return Answer(None, gaps.safety, gaps.capability)
 
         def numpy_batched() -> Answer:
             A = H_f + PENALTIES[:, None, None] * H_s

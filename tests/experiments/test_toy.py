@@ -117,7 +117,7 @@ def test_a_run_is_kept_and_a_second_one_does_nothing(tmp_path):
     assert "unchanged, kept" in second
     (tmp_path / "data" / "e3_parameter_constraint.nc").unlink()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert (tmp_path / "data" / "e3_parameter_constraint.nc").read_bytes() == before  # the same bytes from another process
+    assert (tmp_path / "data" / "e3_parameter_constraint.nc").read_bytes() == before
 
 
 def test_an_unknown_experiment_is_named_with_the_known_ones():

@@ -23,7 +23,7 @@ RADII = np.array([0.1, 0.5, 1e3])
 def test_the_set_is_stationary_and_its_gaps_need_no_states():
     quad = random_pair(1, size=200, decades=1.5)
     lams = np.geomspace(1e-3, 1e3, 1000)
-    at, alone = c2.penalised_path(quad, lams), c2.penalised_path(quad, lams, states=False)
+    at, alone = c2.penalised_path(quad, lams), c2.penalised_gaps(quad, lams)
     H_f, H_s, d, delta = (np.asarray(part) for part in (quad.H_f, quad.H_s, quad.displacement, at.displacement))
 
     def residual(delta: np.ndarray) -> float:
@@ -32,9 +32,7 @@ def test_the_set_is_stationary_and_its_gaps_need_no_states():
 
     assert residual(delta) <= EXACT.relative
     assert residual(np.roll(delta, 1, axis=0)) > EXACT.relative  # a neighbour's point does not pass
-    assert alone.theta is None
-    assert alone.displacement is None
-    for ours, v, H in ((alone.gaps.safety, delta, H_s), (alone.gaps.capability, delta - d, H_f)):
+    for ours, v, H in ((alone.safety, delta, H_s), (alone.capability, delta - d, H_f)):
         np.testing.assert_allclose(ours, (v @ H * v).sum(axis=1) / 2, rtol=ROOT.relative, atol=0)
 
 

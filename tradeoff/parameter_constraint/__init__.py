@@ -17,6 +17,7 @@ from tradeoff.parameter_constraint.ball import solve as solve
 from tradeoff.parameter_constraint.descent import ProjectedPoint as ProjectedPoint
 from tradeoff.parameter_constraint.descent import projected_descent as projected_descent
 from tradeoff.parameter_constraint.isotropy import price_of_isotropy as price_of_isotropy
+from tradeoff.parameter_constraint.penalty import penalised_gaps as penalised_gaps
 from tradeoff.parameter_constraint.penalty import penalised_path as penalised_path
 from tradeoff.parameter_constraint.records import IsotropyPrice as IsotropyPrice
 from tradeoff.parameter_constraint.records import LocalPoint as LocalPoint

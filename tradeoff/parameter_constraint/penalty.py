@@ -15,21 +15,17 @@ from tradeoff.parameter_constraint.records import PenalisedPoint
 from tradeoff.problems.quadratic import Quadratic, all_above, half_square, spectrum
 
 
-def penalised_path(
-    quad: Quadratic, lam: Numbers, proxy: tuple[Numbers, Numbers] | None = None, states: bool = True
-) -> PenalisedPoint:
+def penalised_path(quad: Quadratic, lam: Numbers, proxy: tuple[Numbers, Numbers] | None = None) -> PenalisedPoint:
     r"""Case I of a pair of quadratics: the minimisers of $L_f+\lambda L_s$, from one generalised eigenproblem.
 
     The pencil is solved against $H_f+H_s$ (each over its trace), so either Hessian may be singular: what is flat for
-    safety is free at every penalty, what is flat for the task stays at the aligned parameters. The gaps are sums over the
-    eigenvalues; only the parameters cost a product with the eigenvectors.
+    safety is free at every penalty, what is flat for the task stays at the aligned parameters.
 
     Args:
         quad: the pair of losses.
         lam: penalties in [0, inf], any shape; the ends are the limits.
         proxy: Hessian and minimiser of the safety loss that training sees, shapes (d, d) and (d,), where it is not the
             true one; the penalty acts on it, the safety gap is measured on the true loss.
-        states: whether to return the parameters too.
 
     Returns:
         A `PenalisedPoint` with the shape of `lam` as leading axes.
@@ -46,13 +42,45 @@ def penalised_path(
 
         A proxy that aims beside the aligned parameters: the largest penalty ends at its mismatch, not at 0.
 
-        >>> aside = penalised_path(quadratic.golden(), jnp.inf, proxy=(jnp.eye(2), [1.0, 0.0]), states=False)
+        >>> aside = penalised_path(quadratic.golden(), jnp.inf, proxy=(jnp.eye(2), [1.0, 0.0]))
         >>> float(aside.gaps.safety)
         1.0
 
     Source: T14(c) (framework).
     """
     lam = check_penalty(lam)
+    gaps, states = _solved(quad, lam, proxy, states=True)
+    assert states is not None  # asked for
+    return PenalisedPoint(*states, lam, gaps)
+
+
+def penalised_gaps(quad: Quadratic, lam: Numbers, proxy: tuple[Numbers, Numbers] | None = None) -> Gaps:
+    """The gaps of `penalised_path` alone: sums over the eigenvalues, without a product with the eigenvectors.
+
+    Args:
+        quad: the pair of losses.
+        lam: penalties in [0, inf], any shape; the ends are the limits.
+        proxy: as in `penalised_path`.
+
+    Returns:
+        Safety and capability gap, in the unit of the losses, with the shape of `lam`.
+
+    Raises:
+        ValueError: as `penalised_path`.
+
+    Example:
+        >>> from tradeoff.problems import quadratic
+        >>> penalised_gaps(quadratic.golden(), [0.1, 1.0, 10.0]).safety.round(12).tolist()
+        [0.907029478458, 0.444444444444, 0.027777777778]
+
+    Source: T14(c) (framework).
+    """
+    return _solved(quad, check_penalty(lam), proxy, states=False)[0]
+
+
+def _solved(
+    quad: Quadratic, lam: Array, proxy: tuple[Numbers, Numbers] | None, states: bool
+) -> tuple[Gaps, tuple[Array, Array] | None]:
     seen = quad if proxy is None else Quadratic(quad.H_f, quad.theta_f, *proxy)
     if not is_concrete(quad, seen, lam):
         return _path(quad, seen, lam, None, definite=False, exact=proxy is None, states=states)
@@ -90,7 +118,7 @@ def _eigenpairs(task: Array, both: Array, definite: bool) -> tuple[Array, Array,
 @partial(jax.jit, static_argnames=("definite", "exact", "states"))
 def _path(
     quad: Quadratic, seen: Quadratic, lam: Array, flats: Array | None, definite: bool, exact: bool, states: bool
-) -> PenalisedPoint:
+) -> tuple[Gaps, tuple[Array, Array] | None]:
     size_f, size_s = (jnp.where(jnp.trace(H) > 0, jnp.trace(H), 1) for H in (seen.H_f, seen.H_s))
     task, both = seen.H_f / size_f, seen.H_f / size_f + seen.H_s / size_s
     share, V, hidden = _eigenpairs(task, both, definite)
@@ -105,7 +133,7 @@ def _path(
     aside = jnp.zeros_like(a) if exact else V.T @ (both @ (seen.theta_s - quad.theta_s))
     true = None if exact else V.T @ quad.H_s @ V
 
-    def one(lam: Array) -> PenalisedPoint:
+    def one(lam: Array) -> tuple[Gaps, tuple[Array, Array] | None]:
         # L_f + λL_s has curvature share + ν(1 - share) along a column of V; over ν where that is large, so that λ = inf is
         # a penalty like any other.
         nu = lam * size_s / size_f
@@ -118,9 +146,8 @@ def _path(
         along = moved * a if exact else moved * a + rest * aside
         safety = size_s * jnp.sum((1 - share) * along**2) / 2 if true is None else half_square(true, along)
         capability = size_f * jnp.sum(share * (rest * (a - aside)) ** 2) / 2
-        delta = V @ along if states else None
-        theta = None if delta is None else quad.theta_s + delta
-        return PenalisedPoint(theta, delta, lam, Gaps(safety, capability))
+        delta = V @ along
+        return Gaps(safety, capability), (quad.theta_s + delta, delta) if states else None
 
     flat = jax.vmap(one)(lam.ravel())
     return jax.tree.map(lambda leaf: leaf.reshape(lam.shape + leaf.shape[1:]), flat)

@@ -82,15 +82,14 @@ class PenalisedPoint:
     r"""The optimum of Case I on a pair of quadratics at one penalty or (with a leading axis) at many.
 
     Args:
-        theta: the minimiser of $L_f+\lambda L_s$ nearest to the aligned parameters in the flat directions, shape (..., d);
-            `None` where only the gaps were asked for.
-        displacement: $\theta_\lambda-\theta_s$, shape (..., d), or `None`.
+        theta: the minimiser of $L_f+\lambda L_s$ nearest to the aligned parameters in the flat directions, shape (..., d).
+        displacement: $\theta_\lambda-\theta_s$, shape (..., d).
         lam: the penalty λ, shape (...).
         gaps: safety and capability gap, in the unit of the losses, shape (...).
     """
 
-    theta: Float[Array, "*penalties d"] | None
-    displacement: Float[Array, "*penalties d"] | None
+    theta: Float[Array, "*penalties d"]
+    displacement: Float[Array, "*penalties d"]
     lam: Float[Array, "*penalties"]
     gaps: Gaps
 
