@@ -70,7 +70,7 @@ def penalised_gaps(quad: Quadratic, lam: Numbers, proxy: tuple[Numbers, Numbers]
 
     Example:
         >>> from tradeoff.problems import quadratic
-        >>> penalised_gaps(quadratic.golden(), [0.1, 1.0, 10.0]).safety.round(12).tolist()
+        >>> [round(gap, 12) for gap in penalised_gaps(quadratic.golden(), [0.1, 1.0, 10.0]).safety.tolist()]
         [0.907029478458, 0.444444444444, 0.027777777778]
 
     Source: T14(c) (framework).
