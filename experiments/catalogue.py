@@ -31,6 +31,7 @@ CATALOGUE = (
     Entry("e4_over_penalising"),
     Entry("e5_real_checkpoint", checkpoint=True),
     Entry("e6_landscape"),
+    Entry("e6_checkpoint", checkpoint=True),
 )
 
 

@@ -5,10 +5,12 @@ at the scale of each filter (Li et al.), of each tensor (VISAGE) or at unit leng
 multiples of that scale.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -73,11 +75,9 @@ def direction(key: Array, at: Any, scale: str = "filter") -> Any:
         >>> [round(float(norm), 9) for norm in jnp.linalg.norm(way["W"], axis=1)], way["b"].tolist()
         ([4.0, 4.0, 4.0], [0.0, 0.0, 0.0])
     """
-    operators.check_parameters(at)
-    leaves, tree = jax.tree.flatten(at)
-    keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.normal(k, jnp.shape(leaf), leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    return scaled(jax.tree.unflatten(tree, draws), at, scale)
+    flat = operators.check_parameters(at)
+    # One draw for all tensors: a compilation for each of their shapes would take longer than the draws.
+    return scaled(ravel_pytree(at)[1](jax.random.normal(key, flat.shape, flat.dtype)), at, scale)
 
 
 def scaled(direction: Any, at: Any, scale: str = "filter") -> Any:
@@ -174,6 +174,7 @@ def plane(problem: Problem, at: Any, first: Any, second: Any, x: Numbers, y: Num
 # --- kernels ----------------------------------------------------------------------------------------------------
 
 
+@partial(jax.jit, static_argnums=2)
 def _scaled(direction: Any, at: Any, scale: str) -> Any:
     if scale == "unit":
         norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(direction)))
