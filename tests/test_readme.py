@@ -1,5 +1,6 @@
 """What README and the docs show is run: their Python blocks as they stand, and the numbers they quote."""
 
+import json
 import re
 from pathlib import Path
 
@@ -40,3 +41,15 @@ def test_the_worked_example_is_what_the_page_says(tmp_path):
     (claim,) = theorems.load(path)
     verdict = theorems.verify(claim, jax.random.key(0))
     assert f"{verdict.violations:,} violations in {verdict.instances:,}" in " ".join(page.read_text().split())
+
+
+def test_the_rates_that_the_page_quotes_are_the_recorded_ones():
+    words = " ".join((ROOT / "docs" / "bring-your-own-theorem.md").read_text().split())
+    found = json.loads((ROOT / "docs" / "evidence" / "falsifier.json").read_text())
+    wrong, attained, near = found["wrong theorems"], found["attained bounds"], found["reached to 0.99"]
+    assert (
+        f"Of {wrong} wrong theorems `verify` finds {found['found by verify']} and `falsify` {found['found by falsify']}"
+        in words
+    )
+    assert f"of the {attained} attained bounds `falsify` reaches {near} to a ratio of at least 0.99" in words
+    assert near == sum(ratio >= 0.99 for ratio in found["ratios"].values())
