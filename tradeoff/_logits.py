@@ -121,19 +121,23 @@ def _in_blocks(rows: Callable[[Array, Array], Any], a: Array, b: Array) -> Any:
 
 
 def _kl_rows(a: Array, b: Array) -> Array:
-    P, Q, r = _aligned(a, b)
-    return jnp.sum(_held(_kl_entries(P, Q, r)), axis=-1)
+    P, Q, r = _laws(a, b)
+    terms, excess = (jnp.sum(each, axis=-1) for each in _held((_kl_entries(P, Q, r), _change(P, Q, r))))
+    # With r beside log(Q/P) by ε, the terms sum to KL + (e^ε - 1 - ε) and the changes to e^ε - 1, of the order of rounding.
+    return jnp.maximum(terms - excess * excess / 2, 0)
 
 
 def _all_rows(a: Array, b: Array) -> Divergences:
-    P, Q, r = _aligned(a, b)
+    P, Q, r = _laws(a, b)
+    excess = jnp.sum(_held(_change(P, Q, r)), axis=-1, keepdims=True)
+    Q, r = Q * (1 / (1 + excess)), r - jnp.log1p(excess)
     terms = _kl_entries(P, Q, r), _kl_entries(Q, P, -r), jnp.abs(_change(P, Q, r)) / 2, _jensen_shannon_entries(P, Q, r)
     forward, backward, moved, shared = (jnp.sum(each, axis=-1) for each in _held(terms))
     return Divergences(forward, backward, jnp.minimum(moved, 1), jnp.minimum(shared, _at_most_ln2(a.dtype)))
 
 
-def _aligned(a: Array, b: Array) -> tuple[Array, Array, Array]:
-    """P, Q and log(Q/P) of rows of logits, to full precision also where they are close."""
+def _laws(a: Array, b: Array) -> tuple[Array, Array, Array]:
+    """P, Q and r of rows of logits: log(Q/P) but for one number in a row, the rounding of the sums that normalise."""
     a, b = _held((a, b))
     top_a, top_b = (jnp.max(x, axis=-1, keepdims=True) for x in (a, b))
     weights_a, weights_b = _held((jnp.exp(a - top_a), jnp.exp(b - top_b)))
@@ -142,9 +146,7 @@ def _aligned(a: Array, b: Array) -> tuple[Array, Array, Array]:
     shift = wide(top_b) - wide(top_a) + jnp.log(wide(mass_b)) - jnp.log(wide(mass_a))
     r = _held((wide(b) - wide(a) - shift).astype(a.dtype))
     # One reciprocal for a row, where a division would be made for every entry of every sum.
-    P, scale = weights_a * (1 / mass_a), 1 / mass_b
-    excess = jnp.sum(_held(_change(P, weights_b * scale, r)), axis=-1, keepdims=True)
-    return P, weights_b * (scale / (1 + excess)), r - jnp.log1p(excess)
+    return weights_a * (1 / mass_a), weights_b * (1 / mass_b), r
 
 
 def _held(values: Any) -> Any:
