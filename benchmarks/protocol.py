@@ -1,4 +1,4 @@
-"""How contenders are measured: interleaved in one process, accuracy first, the minimum over repeats, the best of three blocks.
+"""How contenders are measured: interleaved in one process, accuracy first, each by its least time in three blocks.
 
 A benchmark names its contenders, ours first, an error against an independent reference, the tolerance that a result must
 meet before its time counts, and how many times faster than each peer ours must be.
@@ -21,7 +21,7 @@ from tradeoff._files import write_atomically
 SCHEMA = "1"
 """Version of the result format."""
 BLOCKS = 3
-"""A bar is missed only when it is missed in every one of so many blocks."""
+"""Blocks of repeats, between which the machine may change its mind."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,11 @@ def measure(benchmark: Benchmark, blocks: int = BLOCKS) -> dict[str, Any]:
 
 
 def comparisons(scores: Sequence[Score], benchmark: Benchmark) -> list[dict[str, Any]]:
-    """How many times faster than each peer ours is: in every block, in the best one, and whether the bar is met.
+    """How many times faster than each peer ours is, in every block and by the least time of each, and whether the bar is met.
 
-    Ours meets a bar when it passes the gates of accuracy and memory and is that much faster in some block; that the peer
-    misses the gate excuses nothing, and is told.
+    Ours meets a bar when it passes the gates of accuracy and memory and its least time is that much below the peer's. The
+    best block alone would flatter: a peer that runs once in it has no second chance. That the peer misses the gate excuses
+    nothing, and is told.
     """
     ours, *peers = scores
     most = benchmark.most_megabytes
@@ -152,7 +153,7 @@ def comparisons(scores: Sequence[Score], benchmark: Benchmark) -> list[dict[str,
     found = []
     for each in peers:
         ratios = [theirs / mine for theirs, mine in zip(each.blocks, ours.blocks, strict=False)]
-        ratio, bar = max(ratios, default=math.nan), benchmark.bars.get(each.name)
+        ratio, bar = each.best / ours.best, benchmark.bars.get(each.name)
         met = None if bar is None else passes and ratio >= bar
         found.append(
             {

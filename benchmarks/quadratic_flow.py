@@ -82,7 +82,9 @@ def _contenders(d: int, count: int, gaps: bool) -> Callable[[], Sequence[Contend
             several.append(Contender("scipy DOP853 loop at 1e-12", scipy_with(TIGHT), repeats=1))
         diffrax = peer("diffrax")
         if diffrax is not None:
-            several.append(Contender("diffrax Tsit5 vmap", _mapped(diffrax, quad, lams, gaps), repeats=7))
+            several.append(
+                Contender("diffrax Tsit5 vmap", _mapped(diffrax, quad, lams, gaps), repeats=20 if count < 1000 else 7)
+            )
         return several
 
     return build

@@ -35,13 +35,13 @@ def test_contenders_take_turns_after_two_warm_up_calls():
     assert "".join(calls) == "ooss" + 2 * "osoo"
 
 
-def test_a_ratio_is_of_minima_in_a_block_and_a_bar_asks_for_the_best_block():
-    ours, peer = score("tradeoff", 1.0, 1.0, 2.0), score("peer", 1.5, 2.5, 3.0)
+def test_a_ratio_is_of_least_times_and_one_lucky_block_meets_no_bar():
+    ours, peer = score("tradeoff", 2.0, 1.0, 4.0), score("peer", 5.0, 2.25, 3.0)
     (found,) = protocol.comparisons([ours, peer], WORK)
-    assert found["blocks"] == [1.5, 2.5, 1.5]
-    assert (found["ratio"], found["met"]) == (2.5, True)
-    (found,) = protocol.comparisons([ours, peer], dataclasses.replace(WORK, bars={"peer": 2.6}))
-    assert found["met"] is False  # negative control
+    assert found["blocks"] == [2.5, 2.25, 0.75]
+    assert (found["ratio"], found["met"]) == (2.25, True)
+    (found,) = protocol.comparisons([ours, peer], dataclasses.replace(WORK, bars={"peer": 2.4}))
+    assert found["met"] is False  # the first block alone would meet it
 
 
 @pytest.mark.parametrize("error", [0.6, math.nan])
