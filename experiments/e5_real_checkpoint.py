@@ -44,17 +44,7 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
     """
     world = to.worlds.requests(settings.safety_prompts, settings.task_prompts, overlap=settings.overlap)
     checkpoint = bridge.load(settings.checkpoint)
-    runs = []
-    for penalty in settings.penalties:
-        recipe = bridge.Recipe(
-            penalty=penalty,
-            steps=settings.steps,
-            learning_rate=settings.learning_rate,
-            rank=settings.rank,
-            upper_layers=settings.upper_layers,
-            seed=settings.seed,
-        )
-        runs.append(bridge.finetune(checkpoint, world, recipe, _cell(folder, checkpoint, world, recipe), progress))
+    runs = [fine_tuned(settings, checkpoint, world, penalty, folder, progress) for penalty in settings.penalties]
     lam = np.array(settings.penalties)
     safety = np.stack([each.safety_gap for each in runs])
     capability = np.stack([each.capability_gap for each in runs])
@@ -95,6 +85,21 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
             "responses": json.dumps(world.responses),
         },
     )
+
+
+def fine_tuned(
+    settings: Settings, checkpoint: bridge.Checkpoint, world: to.World, penalty: float, folder: Path, progress: bool
+) -> bridge.FineTuned:
+    """The run at one penalty, from the cell in `folder` as far as it got."""
+    recipe = bridge.Recipe(
+        penalty=penalty,
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        rank=settings.rank,
+        upper_layers=settings.upper_layers,
+        seed=settings.seed,
+    )
+    return bridge.finetune(checkpoint, world, recipe, _cell(folder, checkpoint, world, recipe), progress)
 
 
 def _cell(folder: Path, checkpoint: bridge.Checkpoint, world: to.World, recipe: bridge.Recipe) -> Path:

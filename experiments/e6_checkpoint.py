@@ -46,9 +46,9 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
     """
     chosen = settings.runs
     world = to.worlds.requests(chosen.safety_prompts, chosen.task_prompts, overlap=chosen.overlap)
-    checkpoint = bridge.load(chosen.checkpoint)
+    checkpoint, runs = bridge.load(chosen.checkpoint), folder.with_name("e5_real_checkpoint")
     to_safe, to_capable = (
-        bridge.landscape.displacement(checkpoint, _tuned(settings, checkpoint, world, penalty, folder, progress))
+        bridge.landscape.displacement(checkpoint, e5.fine_tuned(chosen, checkpoint, world, penalty, runs, progress))
         for penalty in (settings.safe, settings.capable)
     )
     tuning = {name: jnp.asarray(np.asarray(to_capable[name]) - np.asarray(to_safe[name])) for name in to_safe}
@@ -105,22 +105,6 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
             "tensors": json.dumps(sorted(tuning)),
         },
     )
-
-
-def _tuned(
-    settings: Settings, checkpoint: bridge.Checkpoint, world: to.World, penalty: float, folder: Path, progress: bool
-) -> bridge.FineTuned:
-    chosen = settings.runs
-    recipe = bridge.Recipe(
-        penalty=penalty,
-        steps=chosen.steps,
-        learning_rate=chosen.learning_rate,
-        rank=chosen.rank,
-        upper_layers=chosen.upper_layers,
-        seed=chosen.seed,
-    )
-    cell = e5._cell(folder.with_name("e5_real_checkpoint"), checkpoint, world, recipe)
-    return bridge.finetune(checkpoint, world, recipe, cell, progress)
 
 
 def _law(settings: Settings, precision: torch.dtype, to_safe: Tree, tuning: Tree) -> landscape.LocalLaw:

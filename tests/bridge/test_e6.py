@@ -31,7 +31,7 @@ def data(settings: e6.Settings, tmp_path_factory: pytest.TempPathFactory) -> xr.
 def test_the_line_passes_through_both_models_and_random_ones_through_the_safe_one(settings, data, tmp_path):
     checkpoint, world = bridge.load(settings.runs.checkpoint), to.worlds.requests(2, 1)
     for penalty, t in ((2.0, 0.0), (0.5, 1.0)):
-        tuned = e6._tuned(settings, checkpoint, world, penalty, tmp_path / "e6_checkpoint", progress=False)
+        tuned = e5.fine_tuned(settings.runs, checkpoint, world, penalty, tmp_path, progress=False)
         with bridge.adapted(checkpoint, tuned) as there:
             gaps = to.gaps.both(world, bridge.log_policy(there, world))
         at = data.sel(t=t)
