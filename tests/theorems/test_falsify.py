@@ -9,6 +9,7 @@ import pytest
 
 import tradeoff as to
 from tradeoff import loss_constraint as case_one
+from tradeoff import theorems
 from tradeoff.theorems import falsify, instances
 from tradeoff.tolerances import EXACT
 
@@ -79,6 +80,29 @@ def test_rounding_is_not_a_counterexample():
     attack = falsify(rounding, KEY, restarts=8)
     assert not attack.broken  # ... and the falsifier knows it for what it is
     assert attack.refuted == 8
+
+
+SMALL = theorems.Assumption("small", "x is at most 1", lambda x: x <= 1)
+
+
+def at_most_one(low: float, high: float) -> theorems.Theorem:
+    """A claim about numbers at most 1, with a family that draws between two numbers and that the falsifier can leave."""
+    family = theorems.Family(lambda key: jax.random.uniform(key, minval=low, maxval=high), lambda x: x)
+    return theorems.Theorem("at-most-one", "", r"x\le1", lambda x: (x, jnp.ones_like(x)), family, assumptions=(SMALL,))
+
+
+def test_what_an_ascent_finds_outside_the_assumptions_is_no_counterexample():
+    attack = falsify(at_most_one(0.0, 0.9), KEY, restarts=4)
+    assert not attack.broken
+    assert 0.9 < attack.ratio <= 1
+    assert attack.instance <= 1
+    free = dataclasses.replace(at_most_one(0.0, 0.9), assumptions=())
+    assert falsify(free, KEY, restarts=4).broken  # negative control: the ascent does go there
+
+
+def test_a_family_outside_its_own_assumptions_is_refused():
+    with pytest.raises(ValueError, match="none of 4 ascents of at-most-one began at an instance of the claim"):
+        falsify(at_most_one(2.0, 3.0), KEY, restarts=4)
 
 
 def test_at_least_one_restart(guess):

@@ -102,7 +102,7 @@ def falsify(theorem: Theorem, key: Array, restarts: int = 64) -> Falsification:
     if restarts < 1:
         raise ValueError(f"falsify was given restarts={restarts}; at least 1 is required.")
     began = time.perf_counter()
-    parameters, parts, ratios = _climbed(theorem)(jax.random.split(key, restarts))
+    parameters, parts, ratios = jax.device_get(_climbed(theorem)(jax.random.split(key, restarts)))
     ratios = np.where(np.isnan(ratios), np.inf, np.asarray(ratios))  # an undefined side is a failure, and comes first
     found = [jax.tree.map(lambda leaf, at=at: leaf[at], parameters) for at in range(restarts)]
     inside = [int(at) for at in np.argsort(-ratios) if _sides_at(theorem)(found[at]).belongs]
