@@ -16,6 +16,7 @@ from tradeoff import loss_constraint as c1
 from tradeoff import theorems
 from tradeoff.theorems import instances, registry, replay, verification, verify
 from tradeoff.theorems.claim import Assumption, Theorem
+from tradeoff.theorems.draws import Draws
 from tradeoff.tolerances import EXACT, agree
 
 KEY = jax.random.key(4)
@@ -294,13 +295,11 @@ def test_replay_needs_a_number_from_zero():
 
 def test_a_block_of_random_numbers_can_run_out():
     with pytest.raises(ValueError, match="give it a larger count"):
-        instances.Draws(KEY, count=4).normal((5,))
+        Draws(KEY, count=4).normal((5,))
 
 
 def test_random_numbers_have_the_moments_they_should():
-    draws = jax.jit(
-        jax.vmap(lambda key: (instances.Draws(key).uniform(shape=(64,)), instances.Draws(key).normal((64,))))
-    )
+    draws = jax.jit(jax.vmap(lambda key: (Draws(key).uniform(shape=(64,)), Draws(key).normal((64,)))))
     uniform, normal = draws(jax.random.split(KEY, 4_000))
     for numbers, mean, variance in ((uniform, 0.5, 1 / 12), (normal, 0.0, 1.0)):
         spread = math.sqrt(variance / numbers.size)

@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float
 from tradeoff.theorems import instances as draw
 from tradeoff.theorems._expressions import silent
 from tradeoff.theorems.claim import Assumption, Family
-from tradeoff.theorems.instances import CONTEXTS, RESPONSES, Draws
+from tradeoff.theorems.draws import Draws
+from tradeoff.theorems.instances import CONTEXTS, RESPONSES
 from tradeoff.tolerances import IDENTITY
 from tradeoff.worlds.world import DataLaw, World
 

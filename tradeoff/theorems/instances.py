@@ -16,16 +16,13 @@ from jaxtyping import Array
 from tradeoff import loss_constraint
 from tradeoff.theorems._expressions import log0, over
 from tradeoff.theorems.claim import Assumption, Family
+from tradeoff.theorems.draws import Draws
 from tradeoff.tolerances import EXACT
 from tradeoff.worlds.world import DataLaw, World
 
 CONTEXTS, RESPONSES = 4, 3
 LOGIT_BOUND = 14.0
 """Beyond it a law has entries below 1e-12 and float64 reports false violations (framework, section 3.2)."""
-DECADES = 6.0
-"""Penalties are drawn log-uniformly from 10^-6 to 10^6."""
-BINOMIAL_SCALE = (32 / 4 + 1 / 12) ** -0.5
-"""One over the standard deviation of the number of ones among 32 bits plus a uniform."""
 
 
 class AtPenalty(NamedTuple):
@@ -153,75 +150,6 @@ PENALTY_INSIDE = Assumption("finite penalty", "0 < λ < ∞", lambda i: (i.lam >
 def _constant(values: Array, where: Array) -> Array:
     high, low = jnp.max(values, where=where, initial=0), jnp.min(values, where=where, initial=jnp.inf)
     return high - low <= EXACT.relative * high
-
-
-# --- random numbers ---------------------------------------------------------------------------------------------
-
-
-class Draws:
-    """Random numbers of many kinds out of one block of random bits, whatever is drawn.
-
-    The bits are those of SplitMix64, started from the key: in XLA they compile and run in a fraction of the time of
-    Threefry, and drawing should cost less than checking. A normal is the number of ones among 32 bits, smoothed by 32
-    others and scaled: an instance needs variety, not the tails of a normal.
-
-    Args:
-        key: a JAX random key.
-        count: how many uniforms and how many normals the block holds; asking for more is an error.
-    """
-
-    def __init__(self, key: Array, count: int = 80) -> None:
-        words = jax.random.key_data(key).astype(jnp.uint64)
-        seed = (words[0] << 32) | words[-1]
-
-        def block(start: Array) -> tuple[Array, Array]:
-            bits = _splitmix64(seed, start + jnp.arange(1, count + 1, dtype=jnp.uint64))
-            ones = jax.lax.population_count(bits >> 32).astype(jnp.float64)
-            between = (bits & jnp.uint64(2**32 - 1)).astype(jnp.float64) * 2.0**-32
-            return ((bits >> 11).astype(jnp.float64) + 0.5) * 2.0**-53, (ones + between - 16.5) * BINOMIAL_SCALE
-
-        # A loop, because XLA would otherwise compile the generator again into every place where a number is used.
-        uniforms, normals = jax.lax.map(block, jnp.array([0, count], jnp.uint64))
-        self._uniforms, self._normals = uniforms[0], normals[1]
-
-    def uniform(self, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> Array:
-        """Uniform on (low, high)."""
-        count = math.prod(shape)
-        self._enough(self._uniforms, count)
-        taken, self._uniforms = self._uniforms[:count], self._uniforms[count:]
-        return low + (high - low) * taken.reshape(shape)
-
-    def normal(self, shape: tuple[int, ...] = ()) -> Array:
-        """Standard normal, nearly: mean 0, variance 1, cut at 5.8 standard deviations."""
-        count = math.prod(shape)
-        self._enough(self._normals, count)
-        taken, self._normals = self._normals[:count], self._normals[count:]
-        return taken.reshape(shape)
-
-    def flip(self, probability: float, shape: tuple[int, ...] = ()) -> Array:
-        """True with the given probability."""
-        return self.uniform(shape=shape) < probability
-
-    def index(self, count: int, shape: tuple[int, ...] = ()) -> Array:
-        """An integer in 0, ..., count-1."""
-        return jnp.floor(self.uniform(0, count, shape)).astype(int)
-
-    def log_penalty(self, shape: tuple[int, ...] = ()) -> Array:
-        """The log of a penalty, uniform over twelve decades."""
-        return self.uniform(-DECADES, DECADES, shape) * jnp.log(10.0)
-
-    @staticmethod
-    def _enough(left: Array, count: int) -> None:
-        if count > left.size:
-            raise ValueError(f"Draws has {left.size} numbers left and {count} were asked for; give it a larger count.")
-
-
-def _splitmix64(seed: Array, numbers: Array) -> Array:
-    """Outputs of the generator of Steele, Lea and Flood (2014), by number from 1."""
-    z = seed + numbers * jnp.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> 30)) * jnp.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> 27)) * jnp.uint64(0x94D049BB133111EB)
-    return z ^ (z >> 31)
 
 
 # --- families ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from tradeoff.problems.softmax_linear import SoftmaxLinear
 from tradeoff.problems.tabular import Tabular
 from tradeoff.theorems import instances as draw
 from tradeoff.theorems.claim import Assumption, Family
-from tradeoff.theorems.instances import CONTEXTS, RESPONSES, Draws
+from tradeoff.theorems.draws import Draws
+from tradeoff.theorems.instances import CONTEXTS, RESPONSES
 from tradeoff.tolerances import IDENTITY
 from tradeoff.worlds.world import DataLaw, World
 

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from tradeoff.problems.quadratic import spectrum
 from tradeoff.theorems._linear import end_of, length, power, solved, turned
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.landscapes import SIZE, hessian
 from tradeoff.theorems.methods_instances import AVERAGE, FLAT_TASK, STABLE, STEPS, Tuned, decades
 from tradeoff.tolerances import EXACT, IDENTITY, LIMIT

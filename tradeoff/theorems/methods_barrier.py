@@ -12,7 +12,7 @@ from tradeoff.problems.quadratic import spectrum
 from tradeoff.theorems._expressions import over
 from tradeoff.theorems._linear import length, turned
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.landscapes import SIZE, hessian
 from tradeoff.theorems.methods_instances import decades
 from tradeoff.tolerances import IDENTITY

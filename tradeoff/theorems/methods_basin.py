@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from tradeoff.theorems._linear import length
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.methods_instances import decades
 
 NORMAL_ENDS, NORMAL_TERMS = 9.0, 160

@@ -8,7 +8,8 @@ from jaxtyping import Array
 
 from tradeoff.theorems._linear import length
 from tradeoff.theorems.claim import Family, Sides, theorem
-from tradeoff.theorems.instances import Draws, bounded
+from tradeoff.theorems.draws import Draws
+from tradeoff.theorems.instances import bounded
 from tradeoff.theorems.methods_instances import TOKENS, at_label
 from tradeoff.tolerances import IDENTITY
 

@@ -10,7 +10,7 @@ from tradeoff.problems.quadratic import Quadratic, spectrum
 from tradeoff.theorems import landscapes as land
 from tradeoff.theorems._linear import end_of, length, solved, turned
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.landscapes import SIZE
 from tradeoff.theorems.methods_instances import FLAT_TASK, SOON, Tuned, decades, front_displacement
 from tradeoff.tolerances import EXACT, IDENTITY, LIMIT

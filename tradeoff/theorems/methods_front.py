@@ -12,7 +12,7 @@ from tradeoff.problems.quadratic import Quadratic, half_square, spectrum
 from tradeoff.theorems import landscapes as land
 from tradeoff.theorems._linear import end_of, length, power, solved, turned
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.landscapes import SIZE, Landscape
 from tradeoff.theorems.methods_instances import (
     MERGING,

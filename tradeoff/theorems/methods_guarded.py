@@ -12,7 +12,8 @@ from tradeoff.theorems import instances as draw
 from tradeoff.theorems._expressions import silent
 from tradeoff.theorems._linear import length
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws, bounded
+from tradeoff.theorems.draws import Draws
+from tradeoff.theorems.instances import bounded
 from tradeoff.theorems.methods_instances import TOKENS, at_label, decades
 from tradeoff.tolerances import IDENTITY
 

@@ -11,7 +11,7 @@ from tradeoff.problems.quadratic import Quadratic, spectrum
 from tradeoff.theorems import landscapes as land
 from tradeoff.theorems._linear import solved, turned
 from tradeoff.theorems.claim import Assumption, Family
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.landscapes import SIZE
 
 MERGING = "merging the weights before and after fine-tuning keeps safety and most of the capability"

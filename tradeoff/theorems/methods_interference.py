@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from tradeoff.theorems._linear import length, solved
 from tradeoff.theorems.claim import Assumption, Family, Sides, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.methods_instances import FEATURES, PLAIN, TOKENS, at_label, columns, decades, two_directions
 from tradeoff.tolerances import IDENTITY
 

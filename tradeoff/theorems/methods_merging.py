@@ -9,7 +9,7 @@ from jaxtyping import Array
 from tradeoff.problems.quadratic import half_square
 from tradeoff.theorems._linear import length, turned
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.landscapes import SIZE
 from tradeoff.theorems.methods_instances import (
     FLAT_TASK,

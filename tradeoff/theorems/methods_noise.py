@@ -10,7 +10,7 @@ from jaxtyping import Array
 from tradeoff.dynamics.noise import quieter, variance
 from tradeoff.theorems._linear import covariance_of, length, turned
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.landscapes import SIZE, hessian
 from tradeoff.theorems.methods_instances import AVERAGE, decades
 from tradeoff.tolerances import IDENTITY

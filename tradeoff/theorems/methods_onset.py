@@ -11,7 +11,7 @@ from tradeoff.dynamics.quadratic import quadratic_flow
 from tradeoff.problems.quadratic import Quadratic
 from tradeoff.theorems._linear import solved
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.theorems.methods_instances import SOON, decades
 from tradeoff.tolerances import EXACT, IDENTITY, LIMIT
 

@@ -12,7 +12,8 @@ from tradeoff import gaps, loss_constraint
 from tradeoff.theorems import instances as draw
 from tradeoff.theorems._expressions import log_share, silent
 from tradeoff.theorems.claim import Assumption, Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import CONTEXTS, Draws
+from tradeoff.theorems.draws import Draws
+from tradeoff.theorems.instances import CONTEXTS
 from tradeoff.theorems.similarity import SIMILARITY
 from tradeoff.worlds.world import DataLaw, World
 

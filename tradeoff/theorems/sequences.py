@@ -13,7 +13,7 @@ from tradeoff.problems.sequence import Sequence, answers
 from tradeoff.theorems import instances as draw
 from tradeoff.theorems._expressions import log_share, over
 from tradeoff.theorems.claim import Family, Sides, Tight, theorem
-from tradeoff.theorems.instances import Draws
+from tradeoff.theorems.draws import Draws
 from tradeoff.tolerances import IDENTITY
 from tradeoff.worlds import generate
 from tradeoff.worlds.world import DataLaw, World
