@@ -36,6 +36,11 @@ bench: .venv/bench
 		einops einconv linear-operator unfoldNd
 	touch $@
 
+# Slips of the pen in the theory, one at a time: how many do its tests find? docs/evidence/mutation.json keeps it.
+mutants: .venv/made
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lm,dev,mutation]'
+	$(BIN)/python -m tests.mutation
+
 # A page for every theorem, from the objects; then the site, in site/.
 docs: .venv/made
 	$(BIN)/tradeoff document docs/theorems
