@@ -1,10 +1,13 @@
-"""Compile for a single use."""
+"""How tests compile: without optimisation, which costs them more than it saves, unless a test computes a lot."""
 
 import jax
 
 from tradeoff.theorems.verification import UNOPTIMISED, understood
 
+OPTIMISED = understood({"xla_backend_optimization_level": 3})
+"""Compiler options for what runs longer than it compiles."""
+
 
 def once(function):
-    """`function` compiled without optimisation: a test that calls it once or twice would wait longer otherwise."""
+    """`function` compiled without optimisation, however the tests are run."""
     return jax.jit(function, compiler_options=understood(UNOPTIMISED))

@@ -1,5 +1,17 @@
 """Every test runs in strict mode: no silent dtype or rank promotion, and shapes of public functions checked at run time."""
 
+import gc
+
+# Under the hook every module is compiled anew, those of others too, so they come before it.
+import diffrax  # noqa: F401
+import gguf  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
+import mpmath  # noqa: F401
+import optax  # noqa: F401
+import peft  # noqa: F401
+import scipy.stats  # noqa: F401
+import tyro  # noqa: F401
+import xarray  # noqa: F401
 from jaxtyping import install_import_hook
 
 import tests.typechecking  # noqa: F401  (the hook looks it up by name)
@@ -23,3 +35,9 @@ def _doctest_names(doctest_namespace: dict) -> None:
     doctest_namespace["to"] = to
     doctest_namespace["jax"] = jax
     doctest_namespace["jnp"] = jax.numpy
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays; the collector of garbage need not go through it again and again."""
+    gc.collect()
+    gc.freeze()

@@ -8,6 +8,7 @@ import torch
 from tests.bridge.tiny_models import save_tiny, text_world
 from tradeoff.bridge import checkpoints
 from tradeoff.worlds import World
+from tradeoff.worlds.text import requests
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +21,12 @@ def one_thread() -> None:
 def world() -> World:
     """The small world of requests."""
     return text_world()
+
+
+@pytest.fixture
+def few() -> World:
+    """A world small enough for plain derivatives, a sequence at a time."""
+    return requests(safety_prompts=2, task_prompts=1, overlap=0.5, similarity=0.7)
 
 
 @pytest.fixture(scope="session")

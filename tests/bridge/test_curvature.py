@@ -15,7 +15,6 @@ from tradeoff.bridge.curvature import norms_in_float64
 from tradeoff.landscape import curvature_overlap, dense, direction, lanczos, trace
 from tradeoff.tolerances import DERIVATIVE, IDENTITY, LIMIT
 from tradeoff.worlds import World
-from tradeoff.worlds.text import requests
 
 KEY = jax.random.key(0)
 VISIBLE = 1e-2  # a difference that no rounding explains
@@ -79,18 +78,18 @@ def plain_gauss_newton(checkpoint: Checkpoint, world: World, law, names) -> np.n
     return G
 
 
-def test_the_hessian_is_the_plain_one(tiny, world):
-    expected = plain_hessian(tiny, world, world.safety, NORMS)
-    found = dense(curvature.hessian(tiny, world, "safety", NORMS, batch_size=3))
+def test_the_hessian_is_the_plain_one(tiny, few):
+    expected = plain_hessian(tiny, few, few.safety, NORMS)
+    found = dense(curvature.hessian(tiny, few, "safety", NORMS, batch_size=3))
     np.testing.assert_allclose(found, expected, **SAME)
     # Negative control: the task's Hessian is another.
-    assert np.abs(dense(curvature.hessian(tiny, world, "capability", NORMS)) - expected).max() > VISIBLE
+    assert np.abs(dense(curvature.hessian(tiny, few, "capability", NORMS)) - expected).max() > VISIBLE
 
 
-def test_the_gauss_newton_matrix_is_the_plain_one(tiny, world):
+def test_the_gauss_newton_matrix_is_the_plain_one(tiny, few):
     one = NORMS[1:]
-    expected = plain_gauss_newton(tiny, world, world.capability, one)
-    found = np.asarray(dense(curvature.gauss_newton(tiny, world, "capability", one)))
+    expected = plain_gauss_newton(tiny, few, few.capability, one)
+    found = np.asarray(dense(curvature.gauss_newton(tiny, few, "capability", one)))
     np.testing.assert_allclose(found, expected, rtol=FINITE_DIFFERENCE, atol=FINITE_DIFFERENCE * np.abs(expected).max())
     assert np.linalg.eigvalsh(found)[0] > -IDENTITY.relative * np.abs(found).max()
 
@@ -140,12 +139,11 @@ def test_the_local_law_of_a_language_model(tiny_folder, world, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_local_law_of_a_real_language_model(smollm2, dtype):
+def test_the_local_law_of_a_real_language_model(smollm2, few, dtype):
     checkpoint = smollm2 if dtype == smollm2.dtype else load(SMOLLM2, device="cpu", dtype=dtype)
-    world = requests(safety_prompts=2, task_prompts=1, overlap=0.5, similarity=0.7)
-    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (14, 29)]
+    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (27, 29)]
     way = direction(KEY, curvature.parameters(checkpoint, names), "tensor")
-    law = curvature.local_law(checkpoint, world, way, STEPS[dtype])
+    law = curvature.local_law(checkpoint, few, way, STEPS[dtype])
     assert abs(float(jnp.mean(law.ratio)) - 1) < LAW[dtype]
 
 

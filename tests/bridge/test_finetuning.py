@@ -65,7 +65,7 @@ def plain_objective(checkpoint: Checkpoint, world: World, penalty: float) -> tor
 @pytest.mark.parametrize("upper_layers", [1, 2, None])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_gradient_is_that_of_the_objective_recomputed_in_full(
-    architecture: str, upper_layers: int | None, dtype: torch.dtype, tmp_path: Path, world: World
+    architecture: str, upper_layers: int | None, dtype: torch.dtype, tmp_path: Path, few: World
 ) -> None:
     checkpoint = load(save_tiny(tmp_path, architecture), device="cpu", dtype=dtype)
     recipe = dataclasses.replace(TINY, upper_layers=upper_layers)
@@ -73,14 +73,14 @@ def test_the_gradient_is_that_of_the_objective_recomputed_in_full(
         torch.manual_seed(1)
         for p in parameters.values():  # at the start half of the adapters are 0, and so is the gradient of the others
             p.data.normal_(std=0.1)
-        objective = Objective(checkpoint, policy.encode(checkpoint, world), upper_layers, batch_size=3)
-        found = objective.pull(module._cell_weights(world, recipe.penalty))
-        expected = torch.autograd.grad(plain_objective(checkpoint, world, recipe.penalty), list(parameters.values()))
+        objective = Objective(checkpoint, policy.encode(checkpoint, few), upper_layers, batch_size=3)
+        found = objective.pull(module._cell_weights(few, recipe.penalty))
+        expected = torch.autograd.grad(plain_objective(checkpoint, few, recipe.penalty), list(parameters.values()))
         scale = max(float(g.abs().max()) for g in expected)
         for p, gradient in zip(parameters.values(), expected, strict=True):
             assert p.grad is not None
             assert float((p.grad - gradient).abs().max()) < SAME_GRADIENT * scale
-        assert np.abs(found - policy.reference_log_policy(checkpoint, world)).max() < SAME_POLICY[dtype]
+        assert np.abs(found - policy.reference_log_policy(checkpoint, few)).max() < SAME_POLICY[dtype]
 
 
 def test_adapters_sit_on_every_linear_map_of_the_upper_layers_only(tiny: Checkpoint) -> None:

@@ -10,6 +10,7 @@ import scipy.linalg
 import scipy.stats
 from jax.tree_util import Partial
 
+from tests.compiled import OPTIMISED
 from tests.landscape.test_lanczos import symmetric
 from tests.problems import WORLDS
 from tradeoff.landscape import (
@@ -55,7 +56,8 @@ def diagonal(spectrum, semidefinite=True):
     return Operator(Partial(jnp.multiply, jnp.asarray(spectrum)), len(spectrum), semidefinite, "float64")
 
 
-@partial(jax.jit, static_argnums=(2, 3))
+# A thousand seeds compute more than they compile, unlike other tests.
+@partial(jax.jit, static_argnums=(2, 3), compiler_options=OPTIMISED)
 def sampled(operator, keys, sketch, count):
     return jax.lax.map(lambda k: _traced_samples(operator, k, sketch, count), keys, batch_size=50)
 

@@ -1,12 +1,12 @@
 """Many claims at once, in processes of their own: tracing holds Python's lock, so threads would wait for each other."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from tradeoff.theorems import registry
 from tradeoff.theorems.claim import Family, Theorem
-from tradeoff.theorems.verification import Verdict, verify
+from tradeoff.theorems.verification import Verdict, verify_together
 
 CORES = os.cpu_count() or 1
 """As many processes as there are cores pay: most of the time goes into tracing and compiling, which do not spread."""
@@ -51,48 +51,60 @@ def verify_each(
         >>> [verdict.theorem.name for verdict in verify_each(claims, jax.random.key(0), instances=100)]
         ['T4a', 'T2b']
     """
-
-    def here(claim: Theorem) -> Verdict:
-        tell = None if progress is None else partial(progress, claim)
-        return verify(claim, key, instances, tell, _record(folder, claim.name))
-
-    shared = _by_family(claims) if processes > 1 else []
-    if len(shared) < 2:
-        yield from map(here, claims)
-        return
-    seed = np.asarray(jax.random.key_data(key))
-    with ProcessPoolExecutor(min(processes, len(shared)), multiprocessing.get_context("spawn")) as pool:
-        try:
-            tasks = [(names, pool.submit(_verdicts, names, seed, instances, folder)) for names in shared]
-            task_of = {name: task for names, task in tasks for name in names}
-            for claim in claims:
-                if claim.name not in task_of:
-                    yield here(claim)
-                    continue
-                verdict = task_of[claim.name].result()[claim.name]
-                if progress is not None:
-                    progress(claim, verdict.instances)
-                yield dataclasses.replace(verdict, theorem=claim)
-        finally:
-            # Whoever stops reading stops the work.
-            pool.shutdown(cancel_futures=True)
+    group_of = {claim: group for group in _groups(claims) for claim in group}
+    found: dict[Theorem, Verdict] = {}
+    with contextlib.ExitStack() as stack:
+        tasks = _apart(set(group_of.values()), key, instances, folder, processes, stack)
+        for claim in claims:
+            if claim not in found:
+                group = group_of[claim]
+                if group in tasks:
+                    verdicts = tasks[group].result()
+                    for one in group if progress is not None else ():
+                        progress(one, instances)
+                else:
+                    records = [_record(folder, one.name) for one in group]
+                    verdicts = verify_together(group, key, instances, progress, records)
+                found |= zip(group, verdicts, strict=True)
+            yield dataclasses.replace(found[claim], theorem=claim)
 
 
-def _by_family(claims: Sequence[Theorem]) -> list[list[str]]:
-    """The names of the registered ones among some claims, those of one family together: it is compiled once for them."""
+def _groups(claims: Sequence[Theorem]) -> list[tuple[Theorem, ...]]:
+    """Registered claims of one family together, because it is drawn once for them; a user's own each by itself."""
     registered = set(registry.all())
-    groups: defaultdict[Family, list[str]] = defaultdict(list)
-    for claim in claims:
-        if claim in registered:
-            groups[claim.family].append(claim.name)
-    return list(groups.values())
+    groups: defaultdict[Family | Theorem, list[Theorem]] = defaultdict(list)
+    for claim in dict.fromkeys(claims):
+        groups[claim.family if claim in registered else claim].append(claim)
+    return [tuple(group) for group in groups.values()]
 
 
-def _verdicts(names: list[str], seed: np.ndarray, instances: int, folder: Path | None) -> dict[str, Verdict]:
+def _apart(
+    groups: Collection[tuple[Theorem, ...]],
+    key: Array,
+    instances: int,
+    folder: Path | None,
+    processes: int,
+    stack: contextlib.ExitStack,
+) -> dict[tuple[Theorem, ...], "Future[list[Verdict]]"]:
+    """The work of other processes: groups of registered claims, which have names to go by; none where one would do it all."""
+    shared = [group for group in groups if group[0] in registry.all()]
+    if min(processes, len(shared)) < 2:
+        return {}
+    pool = ProcessPoolExecutor(min(processes, len(shared)), multiprocessing.get_context("spawn"))
+    stack.callback(pool.shutdown, cancel_futures=True)  # whoever stops reading stops the work
+    seed = np.asarray(jax.random.key_data(key))
+    # The longest first, so that no process is left with one when the others are done.
+    return {
+        group: pool.submit(_verdicts, [claim.name for claim in group], seed, instances, folder)
+        for group in sorted(shared, key=len, reverse=True)
+    }
+
+
+def _verdicts(names: list[str], seed: np.ndarray, instances: int, folder: Path | None) -> list[Verdict]:
     """What a process finds; claims are functions, which do not travel, so they are left out of the verdicts."""
-    key = jax.random.wrap_key_data(jnp.asarray(seed))
-    found = {name: verify(registry.get(name), key, instances, record=_record(folder, name)) for name in names}
-    return {name: dataclasses.replace(verdict, theorem=None) for name, verdict in found.items()}
+    claims, records = [registry.get(name) for name in names], [_record(folder, name) for name in names]
+    found = verify_together(claims, jax.random.wrap_key_data(jnp.asarray(seed)), instances, None, records)
+    return [dataclasses.replace(verdict, theorem=None) for verdict in found]
 
 
 def _record(folder: Path | None, name: str) -> Path | None:

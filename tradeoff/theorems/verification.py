@@ -4,7 +4,7 @@ A long run may keep a record: stopped anywhere it goes on from there, and asked 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,7 +47,7 @@ class Verdict:
         worst_index: its number; `replay(theorem, key, worst_index, instances)` draws it again.
         worst_part: the part with the least slack there, "" when the theorem has one part.
         worst_sides: (left, right) of that part.
-        seconds: wall time, compilation included.
+        seconds: wall time, compilation included; claims that are checked together share theirs evenly.
     """
 
     theorem: Theorem
@@ -107,45 +107,90 @@ def verify(
         >>> verdict.holds, verdict.instances
         (True, 500)
     """
+    (verdict,) = verify_together(
+        [theorem], key, instances, None if progress is None else lambda _, done: progress(done), [record]
+    )
+    return verdict
+
+
+def verify_together(
+    claims: Sequence[Theorem],
+    key: Array,
+    instances: int,
+    progress: Callable[[Theorem, int], None] | None,
+    records: Sequence[Path | None],
+) -> list[Verdict]:
+    """What `verify` says of each of several claims about one family, whose instances are drawn once for all of them.
+
+    Args:
+        claims: theorems of one family.
+        key: a JAX random key.
+        instances: how many to draw, at least 1.
+        progress: called with a theorem and the number of its instances done after each batch.
+        records: for each claim a file that keeps its run, or None.
+
+    Raises:
+        ValueError: as `verify`, at the first claim that gives cause.
+    """
     if instances < 1:
         raise ValueError(f"verify was given instances={instances}; at least 1 is required.")
     began = time.perf_counter()
     quick = instances <= QUICK
-    draw, sides = _drawing(theorem.family, quick, BATCH), _siding(theorem, quick, BATCH)
-    if not theorem.sides.__module__.startswith(__package__ or ""):
-        _refuse_chance(theorem)
-    kept = None if record is None else Record(record, theorem, key)
-    tally = EMPTY if kept is None else kept.read()
-    saved = began
-    while tally.checked < instances:
-        numbers = np.arange(tally.checked, tally.checked + BATCH)
-        both, assumed = sides(draw(_keys(key, numbers)))
-        found = jax.device_get(_found(both, assumed, numbers < instances, theorem.terms))
-        _refuse_ill_posed(theorem, found, tally.checked)
-        whole = tally.checked + BATCH <= instances
-        tally = tally.with_batch(found, min(tally.checked + BATCH, instances))
-        if (
-            kept is not None
-            and whole
-            and (time.perf_counter() - saved > KEPT_EVERY or tally.checked + BATCH > instances)
-        ):
-            kept.write(tally, replay(theorem, key, tally.worst_index, instances))
-            saved = time.perf_counter()
-        if progress is not None:
-            progress(tally.checked)
-    return Verdict(
-        theorem=theorem,
-        holds=tally.violations == 0,
-        instances=tally.checked,
-        violations=tally.violations,
-        worst_slack=tally.worst_slack,
-        tightest=tally.tightest if np.isfinite(tally.tightest) else float("nan"),
-        worst_instance=replay(theorem, key, tally.worst_index, instances),
-        worst_index=tally.worst_index,
-        worst_part=theorem.parts[tally.worst_part] if theorem.parts else "",
-        worst_sides=tally.worst_sides,
-        seconds=time.perf_counter() - began,
-    )
+    draw, sides = _drawing(claims[0].family, quick, BATCH), _siding(tuple(claims), quick, BATCH)
+    for claim in claims:
+        if not claim.sides.__module__.startswith(__package__ or ""):
+            _refuse_chance(claim)
+    runs = [_Run(claim, key, instances, record) for claim, record in zip(claims, records, strict=True)]
+    for start in range(min(run.tally.checked for run in runs), instances, BATCH):
+        numbers = np.arange(start, start + BATCH)
+        for run, (both, assumed) in zip(runs, sides(draw(_keys(key, numbers))), strict=True):
+            if run.tally.checked == start:  # those that a record has further on wait for the others
+                run.take(jax.device_get(_found(both, assumed, numbers < instances, run.terms)))
+                if progress is not None:
+                    progress(run.theorem, run.tally.checked)
+    return [run.verdict((time.perf_counter() - began) / len(runs)) for run in runs]
+
+
+class _Run:
+    """One claim on its way through the instances."""
+
+    def __init__(self, theorem: Theorem, key: Array, instances: int, record: Path | None) -> None:
+        self.theorem, self.terms = theorem, theorem.terms
+        self._key, self._instances = key, instances
+        self._record = None if record is None else Record(record, theorem, key)
+        self.tally = EMPTY if self._record is None else self._record.read()
+        self._saved = time.perf_counter()
+
+    def take(self, found: "Found") -> None:
+        """Add what a batch showed, and write the record when it is time."""
+        _refuse_ill_posed(self.theorem, found, self.tally.checked)
+        reached = self.tally.checked + BATCH
+        self.tally = self.tally.with_batch(found, min(reached, self._instances))
+        due = time.perf_counter() - self._saved > KEPT_EVERY or reached + BATCH > self._instances
+        if self._record is not None and reached <= self._instances and due:
+            self._record.write(self.tally, self._worst)
+            self._saved = time.perf_counter()
+
+    @property
+    def _worst(self) -> Any:
+        return replay(self.theorem, self._key, self.tally.worst_index, self._instances)
+
+    def verdict(self, seconds: float) -> Verdict:
+        """What the run has found."""
+        theorem, tally = self.theorem, self.tally
+        return Verdict(
+            theorem=theorem,
+            holds=tally.violations == 0,
+            instances=tally.checked,
+            violations=tally.violations,
+            worst_slack=tally.worst_slack,
+            tightest=tally.tightest if np.isfinite(tally.tightest) else float("nan"),
+            worst_instance=self._worst,
+            worst_index=tally.worst_index,
+            worst_part=theorem.parts[tally.worst_part] if theorem.parts else "",
+            worst_sides=tally.worst_sides,
+            seconds=seconds,
+        )
 
 
 def slacks(theorem: Theorem, key: Array, instances: int = 1_000) -> Float[Array, "instances parts"]:
@@ -170,8 +215,8 @@ def slacks(theorem: Theorem, key: Array, instances: int = 1_000) -> Float[Array,
     """
     if instances < 1:
         raise ValueError(f"slacks was given instances={instances}; at least 1 is required.")
-    draw, sides = _drawing(theorem.family, True, BATCH), _siding(theorem, True, BATCH)
-    batches = [sides(draw(_keys(key, np.arange(start, start + BATCH))))[0] for start in range(0, instances, BATCH)]
+    draw, sides = _drawing(theorem.family, True, BATCH), _siding((theorem,), True, BATCH)
+    batches = [sides(draw(_keys(key, np.arange(start, start + BATCH))))[0][0] for start in range(0, instances, BATCH)]
     return jnp.concatenate([_slacks(both, theorem.terms) for both in batches])[:instances]
 
 
@@ -229,13 +274,17 @@ def _keys(key: Array, numbers: Array) -> Array:
 
 
 @cache
-def _siding(theorem: Theorem, quick: bool, size: int) -> Any:
-    """The program of both sides on a batch, and of whether each assumption is met there."""
+def _siding(claims: tuple[Theorem, ...], quick: bool, size: int) -> Any:
+    """The program of both sides of each of some claims on a batch, and of whether each of its assumptions is met there."""
 
-    def sides(instance: Any) -> tuple[Sides, list[Array]]:
-        return theorem.at(instance), [jnp.asarray(assumption.holds(instance)) for assumption in theorem.assumptions]
+    def sides(instance: Any) -> list[tuple[Sides, list[Array]]]:
+        return [
+            (claim.at(instance), [jnp.asarray(assumption.holds(instance)) for assumption in claim.assumptions])
+            for claim in claims
+        ]
 
-    batch = jax.eval_shape(jax.vmap(theorem.family.draw), _some_keys(size))
+    drawn = _drawing(claims[0].family, quick, size).out_info
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), drawn)
     return jax.jit(jax.vmap(sides), compiler_options=understood(UNOPTIMISED if quick else LEAN)).lower(batch).compile()
 
 
