@@ -12,8 +12,9 @@ reproduce: .venv/made
 toy: .venv/made
 	$(BIN)/python -m experiments --toy
 
-# Tests compile far more than they compute: the leaner code generator, and programs kept from run to run.
-test: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 $(XLA_FLAGS)
+# Tests compile far more than they compute: no optimisation, a thread for each worker, programs kept from run to run.
+test: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
+	--xla_cpu_parallel_codegen_split_count=1 $(XLA_FLAGS)
 test: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/compiled
 test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.05
 test: lint

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 from collections import defaultdict
@@ -90,7 +91,8 @@ def _apart(
     shared = [group for group in groups if group[0] in registry.all()]
     if min(processes, len(shared)) < 2:
         return {}
-    pool = ProcessPoolExecutor(min(processes, len(shared)), multiprocessing.get_context("spawn"))
+    # Nor do they collect garbage: there is little, and a lot to look through.
+    pool = ProcessPoolExecutor(min(processes, len(shared)), multiprocessing.get_context("spawn"), gc.disable)
     stack.callback(pool.shutdown, cancel_futures=True)  # whoever stops reading stops the work
     seed = np.asarray(jax.random.key_data(key))
     # The longest first, so that no process is left with one when the others are done.

@@ -24,8 +24,8 @@ QUICK = 100_000
 """Up to so many instances are drawn and checked by programs compiled without optimisation: compiling takes longer."""
 LEAN = {"xla_cpu_use_fusion_emitters": False}
 """XLA's older code generator: programs of many small steps run as fast and compile in two thirds of the time."""
-UNOPTIMISED = LEAN | {"xla_backend_optimization_level": 0}
-"""Half to a third of the speed, and a quarter of the time to compile."""
+UNOPTIMISED = LEAN | {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+"""Half to a third of the speed, and a quarter of the time to compile; processes beside this one have the other cores."""
 KEPT_EVERY = 10.0
 """Seconds between two writings of a record."""
 
