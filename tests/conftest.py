@@ -4,11 +4,9 @@ import gc
 
 # Under the hook every module is compiled anew, those of others too, so they come before it.
 import diffrax  # noqa: F401
-import gguf  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import mpmath  # noqa: F401
 import optax  # noqa: F401
-import peft  # noqa: F401
 import scipy.stats  # noqa: F401
 import tyro  # noqa: F401
 import xarray  # noqa: F401

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import gguf  # noqa: F401  (before the package, as in the other conftest)
+import peft  # noqa: F401
 import pytest
 import torch
 

@@ -61,8 +61,9 @@ def verify_each(
                 group = group_of[claim]
                 if group in tasks:
                     verdicts = tasks[group].result()
-                    for one in group if progress is not None else ():
-                        progress(one, instances)
+                    if progress is not None:
+                        for one in group:
+                            progress(one, instances)
                 else:
                     records = [_record(folder, one.name) for one in group]
                     verdicts = verify_together(group, key, instances, progress, records)
