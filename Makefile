@@ -1,10 +1,12 @@
 # `make reproduce` redraws and re-proves everything; `make test` checks everything. Both make .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+# Lint beside the tests.
+MAKEFLAGS += --jobs=2
 # Two busy processes on two cores: threads of torch that spin while they wait would slow both several times.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: reproduce toy test lint bench mutants docs gallery clean
+.PHONY: reproduce toy test check lint bench mutants docs gallery clean
 
 reproduce: .venv/made
 	$(BIN)/python -m experiments
@@ -12,12 +14,12 @@ reproduce: .venv/made
 toy: .venv/made
 	$(BIN)/python -m experiments --toy
 
-# Tests compile far more than they compute: no optimisation, a thread for each worker, programs kept from run to run.
-test: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
+test: lint check
+
+# Tests compile far more than they compute: no optimisation, and a thread for each worker.
+check mutants: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
 	--xla_cpu_parallel_codegen_split_count=1 $(XLA_FLAGS)
-test: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/compiled
-test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.05
-test: lint
+check: .venv/made
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/made
@@ -61,4 +63,4 @@ gallery: reproduce
 	touch $@
 
 clean:
-	rm -rf .venv .cache reproduced site docs/theorems
+	rm -rf .venv reproduced site docs/theorems
