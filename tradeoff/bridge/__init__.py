@@ -4,7 +4,7 @@ try:
     import gguf as _gguf  # noqa: F401
     import peft as _peft  # noqa: F401
     import torch as _torch  # noqa: F401
-    import transformers as _transformers  # noqa: F401
+    import transformers.utils as _transformers  # noqa: F401  (not the package: a type checker would read all its models)
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"tradeoff.bridge needs {error.name}, which is not installed. Install the extra for language models: pip "

@@ -6,6 +6,7 @@ are converted once to safetensors in a cache folder, whose manifest of digests i
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -20,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.models.auto import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import GgufConfig
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 """The name under which `load` gets the default checkpoint (134.5M parameters, Apache-2.0)."""
@@ -214,7 +215,7 @@ def _converted(name: str, digest: str, fetch: Callable[[Path], Path]) -> Path:
             _convert(gguf, built)
         files = sorted(p for p in built.iterdir() if p.is_file())
         listing = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
-        record = {"source_sha256": digest, "transformers": transformers.__version__, "files": listing}
+        record = {"source_sha256": digest, "transformers": importlib.metadata.version("transformers"), "files": listing}
         (built / MANIFEST).write_text(json.dumps(record, indent=1) + "\n")
         for path in (*files, built / MANIFEST):
             _sync(path)
