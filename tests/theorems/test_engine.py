@@ -273,13 +273,24 @@ def test_a_file_that_is_no_record_is_refused(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_claims_checked_together_get_the_verdicts_that_they_get_alone(processes, tmp_path):
     """In order, also when some are checked in other processes and a user's own stays in this one."""
-    claims = [theorems.get("T4a"), claim(lambda i: (gap(i), jnp.float64(0.5))), theorems.get("T8b")]
+    own = claim(lambda i: (gap(i), jnp.float64(0.5)))
+    claims = [theorems.get("T4a"), own, theorems.get("T8b"), theorems.get("T4b")]
     done = []
     tell = lambda theorem, count: done.append((theorem.name, count))  # noqa: E731
     together = list(theorems.verify_each(claims, KEY, 1_000, tell, tmp_path, processes))
     assert all(same(one, verify(theorem, KEY, 1_000)) for one, theorem in zip(together, claims, strict=True))
-    assert done == [(theorem.name, 1_000) for theorem in claims]
+    assert done == [(name, 1_000) for name in ("T4a", "T4b", "test", "T8b")]  # one family at a time
     assert {file.stem for file in tmp_path.iterdir()} == {theorem.name for theorem in claims}
+
+
+def test_a_claim_with_a_record_waits_for_the_others_of_its_family(tmp_path):
+    pair = [theorems.get("T4a"), theorems.get("T4b")]
+    verify(pair[0], KEY, 2_000, record=tmp_path / "T4a.json")
+    done = []
+    tell = lambda theorem, count: done.append((theorem.name, count))  # noqa: E731
+    together = list(theorems.verify_each(pair, KEY, 3_000, tell, tmp_path))
+    assert all(same(one, verify(theorem, KEY, 3_000)) for one, theorem in zip(together, pair, strict=True))
+    assert done == [("T4b", 1_000), ("T4b", 2_000), ("T4a", 3_000), ("T4b", 3_000)]
 
 
 def test_another_key_draws_other_instances():
