@@ -8,6 +8,10 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: reproduce toy test check lint bench mutants docs gallery clean
 
+# Toys and tests compile far more than they compute: no optimisation, and a thread for each of two processes.
+reproduce toy check mutants: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false \
+	--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 $(XLA_FLAGS)
+
 reproduce: .venv/made
 	$(BIN)/python -m experiments
 
@@ -16,9 +20,6 @@ toy: .venv/made
 
 test: lint check
 
-# Tests compile far more than they compute: no optimisation, and a thread for each worker.
-check mutants: export XLA_FLAGS := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
-	--xla_cpu_parallel_codegen_split_count=1 $(XLA_FLAGS)
 check: .venv/made
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
