@@ -55,7 +55,7 @@ def verify_each(
     group_of = {claim: group for group in _groups(claims) for claim in group}
     found: dict[Theorem, Verdict] = {}
     with contextlib.ExitStack() as stack:
-        tasks = _apart(set(group_of.values()), key, instances, folder, processes, stack)
+        tasks = _apart(dict.fromkeys(group_of.values()), key, instances, folder, processes, stack)
         for claim in claims:
             if claim not in found:
                 group = group_of[claim]
@@ -96,11 +96,7 @@ def _apart(
     pool = ProcessPoolExecutor(min(processes, len(shared)), multiprocessing.get_context("spawn"), gc.disable)
     stack.callback(pool.shutdown, cancel_futures=True)  # whoever stops reading stops the work
     seed = np.asarray(jax.random.key_data(key))
-    # The longest first, so that no process is left with one when the others are done.
-    return {
-        group: pool.submit(_verdicts, [claim.name for claim in group], seed, instances, folder)
-        for group in sorted(shared, key=len, reverse=True)
-    }
+    return {group: pool.submit(_verdicts, [claim.name for claim in group], seed, instances, folder) for group in shared}
 
 
 def _verdicts(names: list[str], seed: np.ndarray, instances: int, folder: Path | None) -> list[Verdict]:
