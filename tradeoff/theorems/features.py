@@ -7,15 +7,15 @@ from tradeoff import divergences as dv
 from tradeoff import gaps
 from tradeoff.problems.quadratic import spectrum
 from tradeoff.problems.softmax_linear import SoftmaxLinear
-from tradeoff.theorems import landscapes as land
+from tradeoff.theorems import feature_instances as draw
 from tradeoff.theorems.claim import Sides, Tight, theorem
-from tradeoff.theorems.landscapes import Featured
+from tradeoff.theorems.feature_instances import Featured
 from tradeoff.tolerances import IDENTITY
 from tradeoff.worlds.world import DataLaw, World
 
-SHARED = land.featured()
-APART = land.featured(apart=True)
-ONE_HOT = land.featured(one_hot=True)
+SHARED = draw.featured()
+APART = draw.featured(apart=True)
+ONE_HOT = draw.featured(one_hot=True)
 
 OVERLAP = "more context overlap means less safety after fine-tuning; high representation similarity weakens guardrails"
 
@@ -29,7 +29,7 @@ OVERLAP = "more context overlap means less safety after fine-tuning; high repres
     family=SHARED,
     parts=("is a divergence", "by the worst direction", "by overlap", "by range"),
     relation=("==", "<=", "<=", "<="),
-    assumptions=(land.STATIONARY, land.IN_SPAN),
+    assumptions=(draw.STATIONARY, draw.IN_SPAN),
     without={"stationary start": lambda: _misaligned(), "task features only": lambda: _off_span()},
     tight=Tight(lambda: _one_prompt()),
     makes_precise=OVERLAP,
@@ -61,7 +61,7 @@ def safety_is_lost_only_through_shared_features(instance: Featured) -> Sides:
     family=APART,
     parts=("nothing is lost", "no overlap"),
     relation="==",
-    assumptions=(land.FEATURES_APART,),
+    assumptions=(draw.FEATURES_APART,),
     without={"features apart": lambda: _one_prompt()},
     makes_precise=OVERLAP,
     tolerance=IDENTITY,
@@ -79,7 +79,7 @@ def orthogonal_features_forget_nothing(instance: Featured) -> Sides:
     statement=r"\varphi(x)=e_x\ \Longrightarrow\ \Omega_\varphi=p_s(\mathrm{supp}\,p_f)",
     family=ONE_HOT,
     relation="==",
-    assumptions=(land.ONE_HOT,),
+    assumptions=(draw.ONE_HOT,),
     without={"one-hot features": lambda: _one_prompt()},
     makes_precise=OVERLAP,
     tolerance=IDENTITY,
