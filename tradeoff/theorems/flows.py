@@ -94,9 +94,12 @@ def stopping_at_t_is_weight_decay_of_one_over_t(instance: Landscape) -> Sides:
     """Stopping at time t loses a little more safety and gains a little more capability than weight decay of strength 1/t."""
     quad, time = instance.quad, instance.time
     flow, ridge = quadratic_flow(quad, 0.0, time).gaps, soft_path(quad, 1 / time).gaps
+    # In units of what the whole way could cost: where the task moves nothing that safety sees, both gaps are rounding.
+    unit = length(quad.H_s) * jnp.sum(quad.displacement**2)
+    lost_by_flow, lost_by_ridge = flow.safety / unit, ridge.safety / unit
     return (
-        jnp.stack([ridge.safety, flow.safety, _left_over(quad, time)]),
-        jnp.stack([flow.safety, FILTER**2 * ridge.safety, ridge.capability]),
+        jnp.stack([lost_by_ridge, lost_by_flow, _left_over(quad, time)]),
+        jnp.stack([lost_by_flow, FILTER**2 * lost_by_ridge, ridge.capability]),
     )
 
 

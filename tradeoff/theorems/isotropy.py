@@ -31,6 +31,8 @@ from tradeoff.tolerances import IDENTITY, LIMIT
 FLAT_SAFETY = land.quadratics(decades=4.0, flat_task=False, safety="flat")
 SAME_CONTEXTS = draw.at_penalty(full_support=True, contexts="same")
 WORLDS = draw.at_penalty(full_support=True)
+HEARD = 1e-9
+"""A price this far below what its unit allows is rounding."""
 
 
 # --- T15: the price of isotropy ---------------------------------------------------------------------------------
@@ -199,9 +201,12 @@ def flat_directions_are_free_except_for_a_ball(instance: Landscape) -> Sides:
     most = jnp.dot(g, projector @ solved_along_axes(inner, projector @ g)) / 2
     outside = jnp.sum((projector @ g) ** 2)
     zero = jnp.zeros_like(most)
-    steep = 2 * half_square(quad.H_s, g) / jnp.sum(g**2) ** 2
+    # In its unit, and down to what rounding leaves of it: g may lie in the flat directions but for a millionth.
+    unit = length(quad.H_s) / jnp.sum(g**2)
+    law = 2 * half_square(quad.H_s, g) / jnp.sum(g**2) ** 2
+    paid, steep = (x / unit + HEARD for x in (normalised(quad, small_ball(quad)), law))
     return (
-        jnp.stack([free.gaps.safety, quad.gain(free.displacement), most, normalised(quad, small_ball(quad))]),
+        jnp.stack([free.gaps.safety, quad.gain(free.displacement), most, paid]),
         jnp.stack([zero, most, outside / (2 * greatest(quad.H_f)), steep]),
     )
 

@@ -22,6 +22,8 @@ from tradeoff.worlds.world import World
 
 SIZE = 3
 """Parameters of a quadratic: the least in which every regime exists at once."""
+MORE_THAN_ROUNDING = 1e-3
+"""The least share of a displacement along a curved axis of a task that is flat elsewhere."""
 
 
 class Landscape(NamedTuple):
@@ -267,7 +269,10 @@ def quadratics(
             axes_s = jnp.eye(SIZE).at[1:, 1:].set(_rotation(p["mirrors_s"][:, 1:]))
         H_f, H_s = hessian(axes_f, f), hessian(axes_s, s)
         size = jnp.exp(p["log_size"])
-        d = size * p["direction"] / length(p["direction"])
+        # Where the task is flat, the rest of the way to its minimiser is more than rounding.
+        along = axes_f.T @ p["direction"] / length(p["direction"])
+        along = jnp.where(jnp.any(p["flat_f"]), along + jnp.copysign(MORE_THAN_ROUNDING, along), along)
+        d = size * axes_f @ (along / length(along))
         if pull == "flat":
             d = axes_f @ (axes_f[0] / f)
             d = size * d / length(d)

@@ -30,7 +30,7 @@ from tradeoff.tolerances import DERIVATIVE, IDENTITY, LIMIT
 
 COMMUTING = land.quadratics(commuting=True, safety="any")
 PENCIL = land.quadratics(decades=2.5)
-ISOTROPIC = land.quadratics(decades=4.0, isotropic=True)
+ISOTROPIC = land.quadratics(decades=3.0, isotropic=True)
 PEAK = land.around_pair(quadratic.not_monotone(), 0.919409, 0.01)
 
 
