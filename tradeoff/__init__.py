@@ -34,6 +34,7 @@ _ON_FIRST_USE = (
     "parameter_constraint",
     "plotting",
     "problems",
+    "strategies",
     "studies",
     "theorems",
 )

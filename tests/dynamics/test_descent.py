@@ -9,6 +9,7 @@ import pytest
 from tradeoff.dynamics import descend, minibatch_noise, quadratic_flow
 from tradeoff.loss_constraint import gaps
 from tradeoff.problems import Quadratic, Tabular, quadratic
+from tradeoff.strategies import EMA, Ball
 from tradeoff.tolerances import FLOW, IDENTITY, PRINTED, agree
 from tradeoff.worlds import golden
 
@@ -50,19 +51,15 @@ def test_the_average_is_the_recursion():
     expected = live[0]
     for theta in live[1:]:
         expected = eta * expected + (1 - eta) * theta
-    run = descend(quad, optax.sgd(rate), steps=6, every=6, average=eta)
-    np.testing.assert_allclose(run.averaged, expected, rtol=IDENTITY.relative)
+    run = descend(quad, EMA(eta), learning_rate=rate, steps=6, every=6)
+    np.testing.assert_allclose(run.exported, expected, rtol=IDENTITY.relative)
     np.testing.assert_allclose(run.parameters, live[-1], rtol=IDENTITY.relative)
-    np.testing.assert_allclose(run.gaps.safety[-1], quad.gaps(run.averaged).safety, rtol=IDENTITY.relative)
+    np.testing.assert_allclose(run.gaps.safety[-1], quad.gaps(run.exported).safety, rtol=IDENTITY.relative)
 
 
 def test_a_projection_holds_every_step():
     quad, radius = quadratic.golden(), 0.5
-
-    def ball(theta):
-        return theta * jnp.minimum(1, radius / jnp.maximum(jnp.linalg.norm(theta), radius))
-
-    held = descend(quad, optax.sgd(0.1), steps=200, every=200, project=ball)
+    held = descend(quad, Ball(radius), learning_rate=0.1, steps=200, every=200)
     assert agree(float(held.gaps.safety[-1]), 0.178287182158, PRINTED)  # the golden number of T14(a)
     free = descend(quad, optax.sgd(0.1), steps=200, every=200)
     assert jnp.linalg.norm(free.parameters) > 2 * radius
@@ -104,9 +101,10 @@ def test_divergence_is_named_with_its_step_and_marked_in_a_sweep():
     ("change", "says"),
     [
         ({"steps": 0}, "steps is 0"),
-        ({"every": 4}, "every must divide steps"),
+        ({"every": 4}, "an `every` that divides its steps"),
+        ({"stop": 7}, "from step 0 to 7"),
+        ({"learning_rate": 0.1}, "one of the two"),
         ({"lam": -1.0}, "one finite penalty"),
-        ({"average": 1.0}, r"average is 1\.0"),
         ({"noise": lambda key, x: x}, "no key"),
     ],
 )

@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import scipy.linalg
 
 from tradeoff.dynamics import descend, minibatch_noise, noise_floor
 from tradeoff.problems import Quadratic, quadratic
+from tradeoff.strategies import EMA
 from tradeoff.tolerances import IDENTITY
 
 NOISE = np.array([[1.0, 0.6], [0.6, 2.0]])
@@ -52,7 +52,7 @@ def test_descent_settles_at_the_law():
 
     def ends(average: float) -> tuple[np.ndarray, np.ndarray]:
         run = jax.vmap(
-            lambda key: descend(quad, optax.sgd(RATE), steps=60, every=60, key=key, average=average, noise=noise).gaps
+            lambda key: descend(quad, EMA(average), learning_rate=RATE, steps=60, every=60, key=key, noise=noise).gaps
         )(keys)
         return np.asarray(run.safety[:, -1]), np.asarray(run.capability[:, -1])
 

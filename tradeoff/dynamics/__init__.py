@@ -1,12 +1,12 @@
 """How training gets there: gradient flows, early stopping, descent and its noise."""
 
 from tradeoff.dynamics.descent import Descent as Descent
-from tradeoff.dynamics.descent import Strategy as Strategy
 from tradeoff.dynamics.descent import descend as descend
 from tradeoff.dynamics.early_stopping import EarlyStopping as EarlyStopping
 from tradeoff.dynamics.early_stopping import Onset as Onset
 from tradeoff.dynamics.early_stopping import early_stopping_path as early_stopping_path
 from tradeoff.dynamics.early_stopping import onset as onset
+from tradeoff.dynamics.engine import JaxEngine as JaxEngine
 from tradeoff.dynamics.flow import Flow as Flow
 from tradeoff.dynamics.flow import gradient_flow as gradient_flow
 from tradeoff.dynamics.flow import relaxation_time as relaxation_time

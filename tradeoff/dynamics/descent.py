@@ -1,7 +1,7 @@
-r"""Descent of any problem by any rule of gradients: what training does, step by step, and what each step costs in safety."""
+r"""Descent of any problem by any strategy: what training does, step by step, and what each step costs in safety."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,23 +11,26 @@ import optax
 from jaxtyping import Array, Int
 
 from tradeoff._records import is_concrete, record
+from tradeoff.dynamics.engine import JaxEngine, named
 from tradeoff.gaps import Gaps
 from tradeoff.problems import Problem
+from tradeoff.strategies import Loss, Plain, Strategy
 
 
-@runtime_checkable
-class Strategy(Protocol):
-    """How gradients become updates: any `optax.GradientTransformation` is one."""
+class Last(NamedTuple):
+    """All that a run needs to go on.
 
-    @property
-    def init(self) -> Callable[[Any], Any]:
-        """The state before the first step, from the parameters."""
-        ...
+    Args:
+        weights: by name.
+        state: of the strategy.
+        optimiser: its state.
+        diverged: the first step after which a number was not finite, -1 if none.
+    """
 
-    @property
-    def update(self) -> Callable[..., tuple[Any, Any]]:
-        """The update and the next state, from gradients, state and parameters."""
-        ...
+    weights: Any
+    state: Any
+    optimiser: Any
+    diverged: Int[Array, "*batch"]
 
 
 @record
@@ -35,73 +38,98 @@ class Descent:
     """A run of descent.
 
     Args:
-        steps: the numbers of steps at which gaps were taken, from 0, shape (R,).
-        gaps: safety and capability gap there (of the averaged weights, if averaged), nats, shape (R,).
-        parameters: the last parameters.
-        averaged: their average; the last parameters themselves without one.
-        diverged: the first step after which a number was not finite, -1 if none.
+        steps: the numbers of steps at which gaps were taken, shape (R,).
+        gaps: safety and capability gap there of the weights that the strategy would export, nats, shape (R,).
+        parameters: the last parameters, of the training itself.
+        exported: the last parameters as the strategy exports them: the average, if it keeps one.
+        last: what a resumed run starts from.
     """
 
     steps: Int[Array, " R"]
     gaps: Gaps
     parameters: Any
-    averaged: Any
-    diverged: Int[Array, ""]
+    exported: Any
+    last: Last
+
+    @property
+    def diverged(self) -> Int[Array, "*batch"]:
+        """The first step after which a number was not finite, -1 if none."""
+        return self.last.diverged
 
 
 def descend(
     problem: Problem,
-    strategy: Strategy,
+    strategy: Strategy | optax.GradientTransformation,
     *,
     steps: int,
+    learning_rate: float | None = None,
+    optimiser: optax.GradientTransformation | None = None,
     key: Array | None = None,
     start: Any = None,
     lam: float = 0.0,
+    loss: Loss | None = None,
     every: int = 1,
-    average: float = 0.0,
-    project: Callable[[Any], Any] | None = None,
     noise: Callable[[Array, Any], Any] | None = None,
+    stop: int | None = None,
+    resume: Descent | None = None,
 ) -> Descent:
-    r"""Descend $G_f+\lambda\hat G_s$ by a rule.
+    r"""Descend $G_f+\lambda\hat G_s$ by a strategy.
 
     Args:
         problem: any problem.
-        strategy: the rule, for instance `optax.sgd(0.1)` or `optax.adam(1e-3)`.
+        strategy: one of `tradeoff.strategies`, or an optimiser, for instance `optax.sgd(0.1)`, to fine-tune plainly with it.
         steps: how many steps.
-        key: for the noise.
+        learning_rate: of plain descent, h; a strategy that sets the length of its steps needs none.
+        optimiser: in place of plain descent, for instance `optax.adam(1e-3)`.
+        key: of the random numbers of noise and strategy.
         start: the first parameters; the aligned ones, `problem.aligned()`, unless given.
         lam: a finite penalty λ ≥ 0.
-        every: gaps are taken at the start and after every so many steps; it must divide `steps`.
-        average: η in [0, 1) of a tracked average $m\leftarrow\eta m+(1-\eta)\theta$ of the weights; 0 is no average.
-        project: parameters to parameters, applied after each step: the constraint of Case II.
+        loss: what is descended in place of $G_f+\lambda\hat G_s$; `strategies.SAFETY` is the stage of alignment.
+        every: gaps are taken at the start and after every so many steps; it must divide the number of steps.
         noise: from a key and the parameters, what is added to their gradient; see `minibatch_noise`.
+        stop: end after so many of the steps, to be resumed.
+        resume: a run of the same arguments that was stopped.
 
     Returns:
         A `Descent`.
 
     Raises:
-        ValueError: when an argument is out of range, or the noise has no key.
+        ValueError: when an argument is out of range, there is not one of learning rate and optimiser, the optimiser is not
+            what the strategy demands, or noise has no key.
         FloatingPointError: when the run diverges, with the step; under a transformation `diverged` says so instead.
 
     Example:
         >>> from tradeoff.problems import quadratic
-        >>> run = descend(quadratic.golden(), optax.sgd(0.1), steps=100, every=50)
+        >>> from tradeoff.strategies import SafeGrad
+        >>> quad = quadratic.golden()
+        >>> run = descend(quad, optax.sgd(0.1), steps=100, every=50)
         >>> run.steps.tolist(), run.gaps.capability.round(9).tolist()
         ([0, 50, 100], [2.0, 1.3281e-05, 0.0])
+        >>> bool(descend(quad, SafeGrad(), learning_rate=0.1, steps=100).gaps.safety[-1] < run.gaps.safety[-1])
+        True
     """
-    if steps < 1 or every < 1 or steps % every:
-        raise ValueError(f"steps is {steps} and every is {every}; both must be positive and every must divide steps.")
-    if not 0 <= average < 1:
-        raise ValueError(f"average is {average}; its coefficient η must be in [0, 1): 0 for no average.")
+    last_step = steps if stop is None else stop
+    first_step = 0 if resume is None else int(resume.steps[-1])
+    if not 0 <= first_step < last_step <= steps or every < 1 or (last_step - first_step) % every:
+        raise ValueError(
+            f"steps is {steps}, every is {every} and the run goes from step {first_step} to {last_step}; give positive numbers "
+            "of steps, a run that ends after it begins, and an `every` that divides its steps."
+        )
     if is_concrete(lam) and not 0 <= float(lam) < np.inf:
         raise ValueError(f"lam is {lam}; descent needs one finite penalty λ ≥ 0.")
     if noise is not None and key is None:
         raise ValueError("descend was given noise and no key; give key=jax.random.key(...).")
+    if not isinstance(strategy, Strategy):
+        strategy, optimiser = Plain(), strategy
+    rule, learning_rate = _optimiser(strategy, optimiser, learning_rate)
     if start is None:
         if not hasattr(problem, "aligned"):
             raise ValueError(f"{type(problem).__name__} has no aligned parameters to start from; give start.")
         start = problem.aligned()  # pyright: ignore[reportAttributeAccessIssue]
-    run = _descend(problem, strategy, project, noise, start, key, jnp.asarray(lam, jnp.float64), average, steps, every)
+    engine = JaxEngine(problem, start, jax.random.key(0) if key is None else key, steps, learning_rate)
+    numbers = jnp.arange(first_step, last_step, every)
+    last = None if resume is None else resume.last
+    run = _descend(engine, strategy, rule, noise, jnp.asarray(lam, jnp.float64), loss, last, numbers, every)
     if is_concrete(run.diverged) and int(run.diverged) >= 0:
         raise FloatingPointError(
             f"descent was no longer finite after step {int(run.diverged)} of {steps}; give a smaller learning rate (plain "
@@ -110,38 +138,69 @@ def descend(
     return run
 
 
+def _optimiser(
+    strategy: Strategy, optimiser: optax.GradientTransformation | None, learning_rate: float | None
+) -> tuple[optax.GradientTransformation, float]:
+    """The optimiser of a run and its learning rate (NaN of one that is not plain descent)."""
+    if strategy.owns == "step":
+        if optimiser is not None or learning_rate not in (None, 1.0):
+            raise ValueError(
+                f"{type(strategy).__name__} sets the length of its steps; give it neither an optimiser nor a learning rate."
+            )
+        return optax.sgd(1.0), 1.0
+    if (optimiser is None) == (learning_rate is None):
+        raise ValueError("descend needs a learning rate or an optimiser, one of the two.")
+    if optimiser is not None:
+        return optimiser, float("nan")
+    assert learning_rate is not None  # one of the two
+    return optax.sgd(learning_rate), learning_rate
+
+
 @eqx.filter_jit
 def _descend(
-    problem: Problem,
+    engine: JaxEngine,
     strategy: Strategy,
-    project: Callable[[Any], Any] | None,
+    optimiser: optax.GradientTransformation,
     noise: Callable[[Array, Any], Any] | None,
-    start: Any,
-    key: Array | None,
     lam: Array,
-    average: float,
-    steps: int,
+    loss: Loss | None,
+    last: Last | None,
+    numbers: Array,
     every: int,
 ) -> Descent:
-    def step(at: tuple[Any, Any, Any, Array], number: Array) -> tuple[tuple[Any, Any, Any, Array], None]:
-        parameters, state, averaged, diverged = at
-        gradient = jax.grad(problem.objective)(parameters, lam)
-        if noise is not None and key is not None:
-            drawn = noise(jax.random.fold_in(key, number), parameters)
-            gradient = jax.tree.map(jnp.add, gradient, drawn)
-        updates, state = strategy.update(gradient, state, parameters)
-        parameters: Any = optax.apply_updates(parameters, updates)
-        if project is not None:
-            parameters = project(parameters)
-        averaged = jax.tree.map(lambda m, new: average * m + (1 - average) * new, averaged, parameters)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(parameters)]))
-        return (parameters, state, averaged, jnp.where((diverged < 0) & ~finite, number + 1, diverged)), None
+    def plain(weights: Any) -> Any:
+        if loss is not None:
+            return engine.gradient(loss, weights)
+        return named(jax.grad(engine.problem.objective)(engine.parameters(weights), lam))
 
-    def stretch(at: Any, first: Array) -> tuple[Any, Gaps]:
+    def step(at: Last, number: Array) -> tuple[Last, None]:
+        def noisy(weights: Any) -> Any:
+            gradient = plain(weights)
+            if noise is None:
+                return gradient
+            drawn = noise(jax.random.fold_in(engine.key, number), engine.parameters(weights))
+            return jax.tree.map(jnp.add, gradient, named(drawn))
+
+        state = strategy.refresh(at.state, at.weights, number, engine)
+        gradient = strategy.gradient(noisy, state, at.weights, number, engine)
+        updates, memory = optimiser.update(gradient, at.optimiser, at.weights)
+        moved: Any = optax.apply_updates(at.weights, updates)
+        weights, state = strategy.land(state, at.weights, moved, number, engine)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(weights)]))
+        diverged = jnp.where((at.diverged < 0) & ~finite, number + 1, at.diverged)
+        return Last(weights, state, memory, diverged), None
+
+    def exported(at: Last) -> Any:
+        return engine.parameters(strategy.export(at.state, at.weights, engine))
+
+    def stretch(at: Last, first: Array) -> tuple[Last, Gaps]:
         at, _ = jax.lax.scan(step, at, first + jnp.arange(every))
-        return at, problem.gaps(at[2])
+        return at, engine.problem.gaps(exported(at))
 
-    begin = start, strategy.init(start), start, jnp.array(-1)
-    (parameters, _, averaged, diverged), gaps = jax.lax.scan(stretch, begin, jnp.arange(0, steps, every))
-    gaps = jax.tree.map(jnp.append, problem.gaps(start), gaps)
-    return Descent(jnp.arange(0, steps + 1, every), gaps, parameters, averaged, diverged)
+    if last is None:
+        start = engine.start
+        last = Last(start, strategy.init(start, engine), optimiser.init(start), jnp.array(-1))
+    end, gaps = jax.lax.scan(stretch, last, numbers)
+    gaps = jax.tree.map(jnp.append, engine.problem.gaps(exported(last)), gaps)
+    steps = jnp.append(numbers, numbers[-1] + every)
+    return Descent(steps, gaps, engine.parameters(end.weights), exported(end), end)
