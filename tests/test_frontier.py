@@ -23,6 +23,12 @@ def test_capability_at_inverts_the_sweep(name):
     )
 
 
+def test_no_safety_gap_allowed_leaves_what_only_the_safety_data_permit():
+    front = frontier.exact(WORLDS["golden"], LAMS)
+    np.testing.assert_allclose(front.capability_at(0.0), c1.gaps(WORLDS["golden"], jnp.inf).capability)
+    assert front.capability_at(0.0) > front.capability_at(0.01) > 0
+
+
 @pytest.mark.parametrize("name", ["golden", "random", "escaping", "over_penalised"])
 def test_points_shifted_along_the_diagonal_are_at_their_shift(name):
     front = frontier.exact(WORLDS[name], LAMS)

@@ -7,6 +7,7 @@ from tradeoff.dynamics.early_stopping import Onset as Onset
 from tradeoff.dynamics.early_stopping import early_stopping_path as early_stopping_path
 from tradeoff.dynamics.early_stopping import onset as onset
 from tradeoff.dynamics.engine import JaxEngine as JaxEngine
+from tradeoff.dynamics.expected import expected_descent as expected_descent
 from tradeoff.dynamics.flow import Flow as Flow
 from tradeoff.dynamics.flow import gradient_flow as gradient_flow
 from tradeoff.dynamics.flow import relaxation_time as relaxation_time

@@ -80,7 +80,7 @@ def noise_floor(
         raise ValueError(f"average is {average}; its coefficient η must be in [0, 1): 0 for no average.")
     if not 0 <= lam < np.inf:
         raise ValueError(f"lam is {lam}; descent needs one finite penalty λ ≥ 0.")
-    S = _checked_noise(noise, quad.theta_s.shape[-1])
+    S = checked_noise(noise, quad.theta_s.shape[-1])
     count = float(batch * accumulation)
     law, rates, drift = _floor(quad, jnp.asarray(S), float(learning_rate), count, float(average), float(lam))
     largest = 2 / float(rates[-1]) if float(rates[-1]) > 0 else np.inf
@@ -156,13 +156,14 @@ def minibatch_noise(noise: Numbers, batch: int = 1, accumulation: int = 1) -> Ca
     Raises:
         ValueError: when S is not a covariance.
     """
-    S = _checked_noise(noise, None)
+    S = checked_noise(noise, None)
     values, vectors = np.linalg.eigh(S / (batch * accumulation))
     root = jnp.asarray(vectors * np.sqrt(np.maximum(values, 0)))
     return lambda key, parameters: root @ jax.random.normal(key, parameters.shape, parameters.dtype)
 
 
-def _checked_noise(noise: Numbers, size: int | None) -> np.ndarray:
+def checked_noise(noise: Numbers, size: int | None) -> np.ndarray:
+    """A covariance of gradient noise, after the checks that it is one and of the right size."""
     S = checked_hessian("noise", noise)
     if size is not None and len(S) != size:
         raise ValueError(
