@@ -1,4 +1,4 @@
-"""The command line: `tradeoff verify`, `tradeoff frontier`, `tradeoff document`."""
+"""The command line: `tradeoff verify`, `tradeoff frontier`, `tradeoff document`, `tradeoff lm measure`, `tradeoff lm finetune`."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 if TYPE_CHECKING:
+    from tradeoff.strategies import Strategy
     from tradeoff.theorems import Falsification, Theorem, Verdict
 
 
@@ -192,6 +193,88 @@ class Document:
         return 0
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Print the gaps of a language model in a text world.
+
+    Attributes:
+        world: a JSON file of a world with the texts of its contexts and responses.
+        checkpoint: SmolLM2-135M-Instruct, a folder in the Hugging Face layout, a .gguf file, or a name on its hub.
+        json: print JSON for a machine to read.
+    """
+
+    world: tyro.conf.Positional[Path]
+    checkpoint: str = "SmolLM2-135M-Instruct"
+    json: bool = False
+
+    def run(self) -> int:
+        """Print one line for each gap."""
+        import tradeoff as to
+
+        try:
+            from tradeoff import bridge
+
+            world = to.worlds.read(self.world)
+            scores = bridge.log_policy(bridge.load(self.checkpoint), world, progress=sys.stderr.isatty())
+        except (ModuleNotFoundError, ValueError, RuntimeError) as error:
+            return _refuse(str(error))
+        found = {"safety_gap": to.safety_gap, "capability_gap": to.capability_gap, "proxy_gap": to.proxy_gap}
+        return _report({name: float(gap(world, scores)) for name, gap in found.items()}, self.json)
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Fine-tune a language model in a text world, and print what it cost in safety.
+
+    Attributes:
+        world: a JSON file of a world with the texts of its contexts and responses.
+        checkpoint: SmolLM2-135M-Instruct, a folder in the Hugging Face layout, a .gguf file, or a name on its hub.
+        strategy: a name of tradeoff.strategies.registry; its settings are those of the registry.
+        penalty: λ ≥ 0, the weight of the safety loss beside the task's.
+        steps: how many.
+        learning_rate: at the first step.
+        rank: of the LoRA adapters; None to train matrices in full.
+        upper_layers: how many layers, counted from the top, are trained; None for all.
+        optimiser: adamw, or sgd for plain descent; a strategy that sets the length of its steps needs sgd with learning rate 1.
+        seed: of the adapters' start and of the strategy's random numbers.
+        folder: where the run is saved; killed, it goes on from there.
+        json: print JSON for a machine to read.
+    """
+
+    world: tyro.conf.Positional[Path]
+    checkpoint: str = "SmolLM2-135M-Instruct"
+    strategy: str = "plain"
+    penalty: float = 0.0
+    steps: int = 60
+    learning_rate: float = 5e-3
+    rank: int | None = 32
+    upper_layers: int | None = 8
+    optimiser: str = "adamw"
+    seed: int = 0
+    folder: Path | None = None
+    json: bool = False
+
+    def run(self) -> int:
+        """Print the gaps before and after, and the cost."""
+        import tradeoff as to
+
+        try:
+            from tradeoff import bridge
+
+            strategy = _strategy(self.strategy)
+            names = ("penalty", "steps", "learning_rate", "rank", "upper_layers", "optimiser", "seed")
+            recipe = bridge.Recipe(**{name: getattr(self, name) for name in names})
+            world, checkpoint = to.worlds.read(self.world), bridge.load(self.checkpoint)
+            tuned = bridge.finetune(checkpoint, world, recipe, self.folder, sys.stderr.isatty(), strategy)
+        except (ModuleNotFoundError, KeyError, ValueError, RuntimeError) as error:
+            return _refuse(str(error.args[0]))
+        rows: dict[str, float] = {}
+        for name in ("safety_gap", "capability_gap", "proxy_gap"):
+            rows |= {f"{name}_before": float(getattr(tuned, name)[0]), name: float(getattr(tuned, name)[-1])}
+        cost = {"gradients": int(tuned.gradients.sum()), "seconds": float(tuned.seconds.sum())}
+        return _report(rows | cost, self.json)
+
+
 def main() -> None:
     """Run the command line."""
     command = tyro.cli(
@@ -199,6 +282,11 @@ def main() -> None:
             Annotated[Verify, tyro.conf.subcommand("verify")]
             | Annotated[Frontier, tyro.conf.subcommand("frontier")]
             | Annotated[Document, tyro.conf.subcommand("document")]
+            | Annotated[
+                Annotated[Measure, tyro.conf.subcommand("measure")]
+                | Annotated[Finetune, tyro.conf.subcommand("finetune")],
+                tyro.conf.subcommand("lm", description="Measure and fine-tune language models."),
+            ]
         ],
         prog="tradeoff",
         description="How much safety must fine-tuning cost? Gaps are in nats.",
@@ -236,6 +324,32 @@ def _line(row: dict) -> str:
     tightest = "equal" if row["tightest"] is None else f"{row['tightest']:.6f}"
     kind = "" if row["proved"] else "  (conjecture)"
     return f"{row['name']:14s} holds  tightest {tightest:>9s}  {row['title']}{kind}"
+
+
+def _strategy(name: str) -> "Strategy":
+    """A strategy with the registry's settings, unless the registry makes them up from the weights as an example."""
+    import torch
+
+    from tradeoff.bridge.run_state import described
+    from tradeoff.strategies import registry
+
+    row = registry.get(name)
+    if row.stage != "fine-tuning":
+        raise ValueError(
+            f"{name} is not for fine-tuning (it belongs to the stage {row.stage!r}); give another strategy."
+        )
+    one, other = (row.make({"weights": torch.ones(n, n)}) for n in (2, 4))
+    if described(one) != described(other):
+        raise ValueError(
+            f"{name} has settings without defaults, such as other models' weights or a judge's marks; give them in Python: "
+            "tradeoff.bridge.finetune(..., strategy=...)."
+        )
+    return one
+
+
+def _report(numbers: dict[str, float], as_json: bool) -> int:
+    print(json.dumps(numbers, indent=1) if as_json else "\n".join(f"{k:>24s}  {v:.6g}" for k, v in numbers.items()))
+    return 0
 
 
 def _refuse(message: str) -> int:

@@ -1,26 +1,21 @@
-"""The gradient is the objective's, a killed run ends where an unbroken one does, the frontier is never crossed."""
+"""The gradient is the objective's, the frontier is never crossed, and the checkpoint is left as it was."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 import tradeoff as to
+from tests.bridge.runs import TINY, same_run, table
 from tests.bridge.tiny_models import make_tokenizer, save_tiny
 from tradeoff.bridge import finetuning as module
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoints import Checkpoint, load
-from tradeoff.bridge.finetuning import STATE_FILE, FineTuned, Objective, Recipe, adapted, finetune, identity
+from tradeoff.bridge.finetuning import FineTuned, Recipe, adapted, finetune
+from tradeoff.bridge.objective import Objective
 from tradeoff.bridge.projection import lora_factors
 from tradeoff.tolerances import BOUND, IDENTITY, MODEL_GRADIENT, SCORE
 from tradeoff.worlds import World
@@ -31,7 +26,6 @@ SAME_POLICY = {torch.float64: IDENTITY.relative, torch.float32: SCORE.absolute}
 NEVER_BELOW = BOUND.relative
 CLOSE = 0.1  # nats above the best possible, for a tiny model trained in seconds; it starts more than fifty above
 F64, F32 = torch.float64, torch.float32
-TINY = Recipe(penalty=1.0, steps=6, upper_layers=2, rank=4, save_every=2, learning_rate=1e-2)
 
 
 @pytest.fixture
@@ -39,27 +33,14 @@ def tiny(tiny_folder: Path) -> Checkpoint:
     return load(tiny_folder, device="cpu", dtype=torch.float64)
 
 
-def same_run(a: FineTuned, b: FineTuned) -> bool:
-    """Equal to the last bit: weights and history."""
-    weights = a.adapter.keys() == b.adapter.keys() and all(torch.equal(a.adapter[k], b.adapter[k]) for k in a.adapter)
-    return weights and bool((a.log_policies == b.log_policies).all())
-
-
 # --- the objective and its gradient ------------------------------------------------------------------------------
 
 
 def plain_objective(checkpoint: Checkpoint, world: World, penalty: float) -> torch.Tensor:
-    """J written out: every sequence by itself through the whole model, its own logits, autograd."""
-    encoding = policy.encode(checkpoint, world)
-    total = torch.zeros((), dtype=torch.float64)
-    for x, prompt in enumerate(encoding.prompts):
-        for y, response in enumerate(encoding.responses):
-            logits = checkpoint.model(torch.tensor([prompt + response[:-1]])).logits[0, len(prompt) - 1 :].double()
-            score = torch.log_softmax(logits, -1).gather(-1, torch.tensor(response)[:, None]).sum()
-            seen = world.training_safety
-            cost = world.capability.p[x] * world.capability.P[x, y] + penalty * seen.p[x] * seen.P[x, y]
-            total = total - float(cost) * score
-    return total
+    """J written out."""
+    capability, seen = world.capability, world.training_safety
+    cost = np.asarray(capability.p)[:, None] * capability.P + penalty * np.asarray(seen.p)[:, None] * seen.P
+    return -(torch.tensor(np.asarray(cost)) * table(checkpoint, world)).sum()
 
 
 @pytest.mark.parametrize("architecture", policy.PACKED_ARCHITECTURES)
@@ -69,7 +50,7 @@ def test_the_gradient_is_that_of_the_objective_recomputed_in_full(
 ) -> None:
     checkpoint = load(save_tiny(tmp_path, architecture), device="cpu", dtype=dtype)
     recipe = dataclasses.replace(TINY, upper_layers=upper_layers)
-    with module._with_adapters(checkpoint, recipe) as parameters:
+    with module._trained(checkpoint, recipe) as parameters:
         torch.manual_seed(1)
         for p in parameters.values():  # at the start half of the adapters are 0, and so is the gradient of the others
             p.data.normal_(std=0.1)
@@ -84,7 +65,7 @@ def test_the_gradient_is_that_of_the_objective_recomputed_in_full(
 
 
 def test_adapters_sit_on_every_linear_map_of_the_upper_layers_only(tiny: Checkpoint) -> None:
-    with module._with_adapters(tiny, TINY) as parameters:
+    with module._trained(tiny, TINY) as parameters:
         layers = {name.split(".layers.")[1].split(".")[0] for name in parameters}
         maps = {name.split(".lora_")[0].split(".")[-1] for name in parameters}
     assert layers == {"1", "2"}
@@ -218,116 +199,6 @@ def test_the_batch_size_changes_nothing(batch_size: int, tiny: Checkpoint, world
     assert np.abs(whole.log_policies - parts.log_policies).max() < SAME_POLICY[torch.float64]
 
 
-# --- killed and resumed ------------------------------------------------------------------------------------------
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a run be interrupted in the middle of a step, once."""
-    sound, calls = Objective.pull, [0]
-
-    def pull(self: Objective, weights: np.ndarray) -> np.ndarray:
-        calls[0] += 1
-        if calls[0] == step + 1:
-            raise KeyboardInterrupt
-        return sound(self, weights)
-
-    monkeypatch.setattr(Objective, "pull", pull)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("step", [0, 1, 2, 3, 5])
-def test_interrupted_at_any_step_a_run_ends_where_an_unbroken_one_does(
-    step: int, dtype: torch.dtype, tiny_folder: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = load(tiny_folder, device="cpu", dtype=dtype)
-    unbroken = finetune(checkpoint, world, TINY, tmp_path / "unbroken", progress=False)
-    with monkeypatch.context() as patch:
-        interrupt_at(step, patch)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(checkpoint, world, TINY, tmp_path / "broken", progress=False)
-    saved = step // TINY.save_every * TINY.save_every
-    assert (tmp_path / "broken" / STATE_FILE).exists() == (saved > 0)
-    resumed = finetune(checkpoint, world, TINY, tmp_path / "broken", progress=False)
-    assert same_run(unbroken, resumed)
-    assert load_file(tmp_path / "broken" / STATE_FILE).keys() == load_file(tmp_path / "unbroken" / STATE_FILE).keys()
-
-
-def test_no_finished_step_is_repeated(
-    tiny: Checkpoint, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        interrupt_at(5, patch)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(tiny, world, TINY, tmp_path, progress=False)
-    sound, calls = Objective.pull, [0]
-
-    def counted(self: Objective, weights: np.ndarray) -> np.ndarray:
-        calls[0] += 1
-        return sound(self, weights)
-
-    monkeypatch.setattr(Objective, "pull", counted)
-    finetune(tiny, world, TINY, tmp_path, progress=False)
-    assert calls[0] == TINY.steps - 4
-    finetune(tiny, world, TINY, tmp_path, progress=False)
-    assert calls[0] == TINY.steps - 4, "a finished run was trained again"
-
-
-CHILD = """
-import sys, torch
-sys.path.insert(0, sys.argv[3])
-torch.set_num_threads(1)
-from tests.bridge.tiny_models import text_world
-from tradeoff.bridge import Recipe, finetune, load
-recipe = Recipe(penalty=1.0, steps=4000, upper_layers=2, rank=4, save_every=1, learning_rate=1e-2)
-finetune(load(sys.argv[1], device="cpu"), text_world(), recipe, sys.argv[2], progress=False)
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a POSIX system to kill a process outright")
-def test_killed_outright_a_run_leaves_a_whole_state(tiny_folder: Path, world: World, tmp_path: Path) -> None:
-    """SIGKILL gives no chance to tidy up: whatever the moment, the state on disk is the last whole one."""
-    folder = tmp_path / "run"
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tiny_folder), str(folder), str(Path(__file__).parents[2])]
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / STATE_FILE).exists() and child.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.2)
-    finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-    recipe = Recipe(penalty=1.0, steps=4000, upper_layers=2, rank=4, save_every=1, learning_rate=1e-2)
-    checkpoint = load(tiny_folder, device="cpu")
-    state = module._Store(folder, identity(checkpoint, world, recipe)).load()
-    assert state is not None
-    assert 0 < state.step < recipe.steps
-    assert state.log_policies.shape[0] == state.step
-    assert [p.name for p in folder.iterdir()] == [STATE_FILE], "what the killed writer left behind is still there"
-
-
-def test_a_write_that_fails_leaves_the_old_state(
-    tiny: Checkpoint, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = [0]
-    sound = os.fsync
-
-    def fsync(handle: int) -> None:
-        written[0] += 1
-        if written[0] == 2:
-            raise OSError(28, "No space left on device")
-        sound(handle)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match=r"No space left"):
-        finetune(tiny, world, TINY, tmp_path, progress=False)
-    assert [p.name for p in tmp_path.iterdir()] == [STATE_FILE]
-    state = module._Store(tmp_path, identity(tiny, world, TINY)).load()
-    assert state is not None
-    assert state.step == TINY.save_every
-
-
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +216,7 @@ def test_a_write_that_fails_leaves_the_old_state(
         ({"upper_layers": 0}, "upper_layers=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"radius": 0.0}, "radius=0.0; ε must be finite and positive, or None"),
+        ({"optimiser": "adam"}, "optimiser='adam'; give one of adamw, sgd"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_an_error(settings: dict[str, float], message: str) -> None:
@@ -379,55 +251,3 @@ def test_adapters_on_adapters_are_an_error_and_the_first_ones_stay(tiny: Checkpo
 def test_training_that_diverges_is_an_error(tiny: Checkpoint, world: World) -> None:
     with pytest.raises(ValueError, match=r"must be finite.*did not diverge"):
         finetune(tiny, world, dataclasses.replace(TINY, learning_rate=1e200), progress=False)
-
-
-def spoil_nothing(path: Path) -> None:
-    """The control: an untouched state is accepted."""
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (spoil_nothing, None),
-        (truncate, r"state\.safetensors is truncated or damaged.*rm '"),
-        (empty, r"state\.safetensors is truncated or damaged.*rm '"),
-        (flip_a_bit, r"state\.safetensors was altered.*rm '"),
-    ],
-)
-def test_a_spoilt_state_is_named_with_the_remedy(
-    spoil: Callable[[Path], None], message: str | None, tiny: Checkpoint, world: World, tmp_path: Path
-) -> None:
-    run = finetune(tiny, world, TINY, tmp_path, progress=False)
-    spoil(tmp_path / STATE_FILE)
-    if message is None:
-        assert same_run(run, finetune(tiny, world, TINY, tmp_path, progress=False))
-    else:
-        with pytest.raises(ValueError, match=message):
-            finetune(tiny, world, TINY, tmp_path, progress=False)
-
-
-def test_another_runs_state_is_refused(tiny: Checkpoint, world: World, tmp_path: Path) -> None:
-    finetune(tiny, world, TINY, tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"belongs to another run .recipe: saved.*Give another folder"):
-        finetune(tiny, world, dataclasses.replace(TINY, penalty=2.0), tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"belongs to another run .world: saved"):
-        finetune(tiny, world.with_exact_proxy(), TINY, tmp_path, progress=False)
-
-
-def test_saving_more_or_less_often_is_the_same_run(tiny: Checkpoint, world: World, tmp_path: Path) -> None:
-    run = finetune(tiny, world, TINY, tmp_path, progress=False)
-    assert same_run(run, finetune(tiny, world, dataclasses.replace(TINY, save_every=5), tmp_path, progress=False))

@@ -1,94 +1,67 @@
-r"""Case I and Case II on a real checkpoint: LoRA on the penalised loss of a text world, with the exact gradient.
+r"""Fine-tuning a real checkpoint on the penalised loss of a text world, with the exact gradient and any strategy.
 
 The objective is the one that the theory minimises in closed form (T1),
 
 $$ J_\lambda=\sum_{x,y}\big[p_fP_f+\lambda\hat p_s\hat P_s\big](x,y)\,(-\log\pi(y|x)), $$
 
 and since the world is finite it is summed in full at every step: no sampling noise, and the log-policy that a step
-needs is also its measurement. Adapters sit on the upper layers, so what the lower layers compute never changes and is
+needs is also its measurement. Only upper layers are trained, so what the lower layers compute never changes and is
 computed once. With a radius the weights are put back into a ball around the aligned ones after each step (Case II; the
-penalty may then be 0). A run is a function of its recipe: interrupted and resumed, it ends in the same weights.
+penalty may then be 0). A strategy is run by the loop that runs it on toys (`training.train`). A run is a function of its
+recipe and strategy: interrupted and resumed, it ends in the same weights.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jaxtyping import Array, Float
-from peft import LoraConfig, LoraModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from tradeoff import gaps
 from tradeoff.bridge import policy
+from tradeoff.bridge.checkpoint_engine import CheckpointEngine
 from tradeoff.bridge.checkpoints import Checkpoint
-from tradeoff.bridge.projection import into_product_ball_
-from tradeoff.studies import write_atomically
+from tradeoff.bridge.objective import Objective
+from tradeoff.bridge.projection import into_ball_, into_product_ball_
+from tradeoff.bridge.recipe import Recipe
+from tradeoff.bridge.run_state import (
+    FORMAT,
+    RunState,
+    Store,
+    described,
+    digest,
+    flattened,
+    moments_of,
+    restore_moments,
+    unflattened,
+)
+from tradeoff.bridge.trainable import Parameters, assign, trainable
+from tradeoff.bridge.training import Tensors, Trained, train
+from tradeoff.strategies import Plain, Strategy
+from tradeoff.strategies.losses import Cells
 from tradeoff.worlds.world import World
-
-STATE_FILE = "state.safetensors"
-FORMAT = "1"
 
 BETAS = (0.9, 0.95)
 """AdamW's memory: without sampling noise a short one converges in fewer steps (measured on SmolLM2)."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a checkpoint is fine-tuned.
-
-    Attributes:
-        penalty: λ ≥ 0, the weight of the (proxy) safety loss beside the task's.
-        steps: full-batch AdamW steps, without weight decay.
-        learning_rate: at the first step; it falls linearly to 0.
-        rank: of the LoRA adapters (scaled by alpha = rank, no dropout), on every linear map of the adapted layers.
-        upper_layers: how many layers, counted from the top, have adapters; `None` for all.
-        seed: of the adapters' start, the only randomness there is.
-        save_every: steps between two saves of the state.
-        batch_size: prompts in one forward pass; it changes memory and speed, not results.
-        radius: ε > 0 of the alignment parameter constraint, on the Frobenius norm of the weights' update over all layers
-            together; `None` for no constraint.
-    """
-
-    penalty: float
-    steps: int = 60
-    learning_rate: float = 5e-3
-    rank: int = 32
-    upper_layers: int | None = 8
-    seed: int = 0
-    save_every: int = 10
-    batch_size: int = 16
-    radius: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        if not 0 <= self.penalty < np.inf:
-            raise ValueError(f"Recipe was given penalty={self.penalty}; the penalty λ must be finite and not negative.")
-        if not 0 < self.learning_rate < np.inf:
-            raise ValueError(f"Recipe was given learning_rate={self.learning_rate}; it must be finite and positive.")
-        if self.radius is not None and not 0 < self.radius < np.inf:
-            raise ValueError(
-                f"Recipe was given radius={self.radius}; ε must be finite and positive, or None for no ball."
-            )
-        for name in ("steps", "rank", "save_every", "batch_size", "upper_layers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"Recipe was given {name}={value}; it must be at least 1.")
-
-
 @dataclass(frozen=True, eq=False)
 class FineTuned:
-    """A finished run: its path through the plane of gaps, and where it ended.
+    """A finished run: its path through the plane of gaps, where it ended, and what it cost.
+
+    The policies are those of the weights that the strategy would use. Where these are the weights of the training, as
+    without a strategy, the gradient's own pass measures them; where they are others (an average of weights, say), measuring
+    costs a forward pass more at every step.
 
     Attributes:
         recipe: how it was made.
@@ -96,7 +69,11 @@ class FineTuned:
         safety_gap: of those policies, nats, shape (steps + 1,).
         capability_gap: of those policies, nats, shape (steps + 1,).
         proxy_gap: of those policies, nats, shape (steps + 1,).
-        adapter: the LoRA weights at the end, by name.
+        adapter: the weights at the end that the strategy would use, by name: LoRA factors, or matrices trained in full.
+        last: the weights at the end of the training itself.
+        gradients: how many each step asked for, shape (steps,); what the strategy prepares at the start is in the first.
+        seconds: how long each step took, measuring and saving apart, shape (steps,).
+        strategy: what it was made by.
     """
 
     recipe: Recipe
@@ -105,39 +82,52 @@ class FineTuned:
     capability_gap: Float[Array, " S"]
     proxy_gap: Float[Array, " S"]
     adapter: Mapping[str, torch.Tensor]
+    last: Mapping[str, torch.Tensor]
+    gradients: Int[np.ndarray, " T"]
+    seconds: Float[np.ndarray, " T"]
+    strategy: Strategy
 
 
 def finetune(
-    checkpoint: Checkpoint, world: World, recipe: Recipe, folder: str | Path | None = None, progress: bool = True
+    checkpoint: Checkpoint,
+    world: World,
+    recipe: Recipe,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    strategy: Strategy | None = None,
 ) -> FineTuned:
-    """Train LoRA adapters on the objective of a text world, within a ball if the recipe has one, measuring every step.
+    """Train upper layers on the objective of a text world, within a ball if the recipe has one, measuring every step.
 
     Args:
         checkpoint: where to start; it is left as it was.
         world: a text world; the penalty acts on its proxy, the safety gap is measured on its true safety data.
-        recipe: the penalty, the optimiser and the adapters.
+        recipe: the penalty, the optimiser and what is trained.
         folder: where the state is saved and from where a run that was interrupted goes on; `None` keeps nothing.
         progress: whether to show a progress bar.
+        strategy: one of `tradeoff.strategies`, which sees the gradients before the optimiser does; `None` for none.
 
     Returns:
-        The gaps at every step, the policies and the final adapter.
+        The gaps at every step, the policies, the final weights and the cost.
 
     Raises:
         ValueError: when the rows of the world cannot be packed for this checkpoint, `upper_layers` exceeds its layers,
-            the folder holds another run or a damaged state, or training diverges.
+            the optimiser is not what the strategy demands, the folder holds another run or a damaged state, or training
+            diverges.
 
     Source: T1, T2, T14, T19(a) (framework); LoRA.
     """
-    store = None if folder is None else _Store(Path(folder), identity(checkpoint, world, recipe))
+    strategy = Plain() if strategy is None else strategy
+    _check_optimiser(strategy, recipe)
+    store = None if folder is None else Store(Path(folder), identity(checkpoint, world, recipe, strategy))
     saved = None if store is None else store.load()
     if saved is None or saved.step < recipe.steps:
-        saved = _train(checkpoint, world, recipe, saved, store, progress)
-    return _result(world, recipe, saved)
+        saved = _train(checkpoint, world, recipe, strategy, saved, store, progress)
+    return _result(world, recipe, strategy, saved)
 
 
 @contextmanager
 def adapted(checkpoint: Checkpoint, tuned: FineTuned) -> Iterator[Checkpoint]:
-    """The checkpoint with the adapters of a finished run, for measuring or generating; taken off again afterwards.
+    """The checkpoint with the weights of a finished run, for measuring or generating; as it was again afterwards.
 
     Args:
         checkpoint: the checkpoint that the run started from.
@@ -146,24 +136,28 @@ def adapted(checkpoint: Checkpoint, tuned: FineTuned) -> Iterator[Checkpoint]:
     Yields:
         A checkpoint that shares the weights of the first.
     """
-    with _with_adapters(checkpoint, tuned.recipe) as parameters:
-        _assign(parameters, tuned.adapter)
+    with _trained(checkpoint, tuned.recipe) as parameters:
+        assign(parameters, tuned.adapter)
         name = f"{checkpoint.name} fine-tuned at λ = {tuned.recipe.penalty:g}"
         yield dataclasses.replace(
-            checkpoint, name=name, digests={**checkpoint.digests, "adapter": _digest(tuned.adapter)}
+            checkpoint, name=name, digests={**checkpoint.digests, "adapter": digest(tuned.adapter)}
         )
 
 
-def identity(checkpoint: Checkpoint, world: World, recipe: Recipe) -> dict[str, str]:
+def identity(checkpoint: Checkpoint, world: World, recipe: Recipe, strategy: Strategy | None = None) -> dict[str, str]:
     """What makes a run this run and no other: a saved state that differs in any of it is refused.
 
     Args:
         checkpoint: where the run starts.
         world: the text world.
         recipe: how it is trained (but not how often it is saved).
+        strategy: by what; `None` for none.
 
     Returns:
-        The recipe as JSON, and digests of the checkpoint and the world.
+        The recipe and the strategy's settings as JSON, and digests of the checkpoint and the world.
+
+    Raises:
+        ValueError: when a setting of the strategy cannot be told from another.
     """
     laws = hashlib.sha256()
     for law in (world.safety, world.capability, world.training_safety):
@@ -173,6 +167,7 @@ def identity(checkpoint: Checkpoint, world: World, recipe: Recipe) -> dict[str, 
     return {
         "format": FORMAT,
         "recipe": json.dumps(settings, sort_keys=True),
+        "strategy": json.dumps(described(Plain() if strategy is None else strategy), sort_keys=True),
         "checkpoint": checkpoint.digest,
         "dtype": str(checkpoint.dtype),
         "world": laws.hexdigest(),
@@ -182,118 +177,123 @@ def identity(checkpoint: Checkpoint, world: World, recipe: Recipe) -> dict[str, 
 # --- training ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _State:
-    """All that a run needs to go on: weights and moments after `step` steps, and the policies before each of them."""
-
-    step: int
-    adapter: dict[str, torch.Tensor]
-    moments: dict[str, torch.Tensor]
-    log_policies: np.ndarray
+def _check_optimiser(strategy: Strategy, recipe: Recipe) -> None:
+    if strategy.owns == "step" and (recipe.optimiser != "sgd" or recipe.learning_rate != 1):
+        raise ValueError(
+            f"{type(strategy).__name__} sets the length of its steps, and the recipe has optimiser={recipe.optimiser!r} with "
+            f"learning_rate={recipe.learning_rate:g}, which would change it; give Recipe(optimiser='sgd', learning_rate=1)."
+        )
 
 
 def _train(
-    checkpoint: Checkpoint, world: World, recipe: Recipe, saved: _State | None, store: "_Store | None", progress: bool
-) -> _State:
+    checkpoint: Checkpoint,
+    world: World,
+    recipe: Recipe,
+    strategy: Strategy,
+    saved: RunState | None,
+    store: Store | None,
+    progress: bool,
+) -> RunState:
     encoding = policy.encode(checkpoint, world)
     if obstacle := policy.not_packed_because(checkpoint, encoding):
         raise ValueError(
             f"finetune trains on packed rows, and {obstacle}. Use a checkpoint of a tested architecture, or shorter "
             "texts."
         )
-    weights = _cell_weights(world, recipe.penalty)
-    with _with_adapters(checkpoint, recipe) as parameters:
+    with _trained(checkpoint, recipe) as parameters:
         objective = Objective(checkpoint, encoding, recipe.upper_layers, recipe.batch_size)
-        optimiser = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0)
-        policies = []
-        start = 0
+        rate = recipe.learning_rate if recipe.optimiser == "sgd" else float("nan")
+        engine = CheckpointEngine(objective, parameters, world, jax.random.key(recipe.seed), recipe.steps, rate)
+        optimiser = _optimiser(parameters, recipe)
+        past, resume = _History(), None
         if saved is not None:
-            start, policies = saved.step, list(saved.log_policies)
-            _assign(parameters, saved.adapter)
-            _restore_moments(optimiser, parameters, saved)
-        bar = tqdm(total=recipe.steps, initial=start, desc=f"fine-tuning, λ = {recipe.penalty:g}", disable=not progress)
-        with bar:
-            for step in range(start, recipe.steps):
-                optimiser.zero_grad(set_to_none=True)
-                policies.append(np.asarray(policy.checked(objective.pull(weights))))
-                for group in optimiser.param_groups:
-                    group["lr"] = recipe.learning_rate * (1 - step / recipe.steps)
-                optimiser.step()
-                if recipe.radius is not None:
-                    into_product_ball_(parameters, recipe.radius)
+            past = _History(list(saved.log_policies), saved.gradients.tolist(), saved.seconds.tolist())
+            restore_moments(optimiser, parameters, saved)
+            resume = _resumed(saved, strategy, engine, checkpoint.device)
+        began, asked = time.perf_counter(), engine.gradients
+        loss = Cells(torch.tensor(_cell_weights(world, recipe.penalty)))
+        run = train(engine, strategy, _update(engine, parameters, optimiser, recipe), loss=loss, resume=resume)
+        at = next(run) if resume is None else resume
+        engine.settle(at.weights)
+        title = f"fine-tuning, λ = {recipe.penalty:g}"
+        with tqdm(total=recipe.steps, initial=at.step, desc=title, disable=not progress) as bar:
+            for after in run:
+                past.seconds.append(time.perf_counter() - began)
+                past.gradients.append(engine.gradients - asked)
+                past.policies.append(np.asarray(policy.checked(engine.measured(at.exported))))
+                at = after
+                engine.settle(at.weights)
+                now = gaps.weighted_sum(world, past.policies[-1], recipe.penalty)
+                bar.set_postfix_str(f"G_f + λ G_s = {now:.3f} nats", refresh=False)
                 bar.update()
-                bar.set_postfix_str(
-                    f"G_f + λ G_s = {gaps.weighted_sum(world, policies[-1], recipe.penalty):.3f} nats", refresh=False
-                )
-                if store is not None and (step + 1) % recipe.save_every == 0 and step + 1 < recipe.steps:
-                    store.save(_snapshot(step + 1, parameters, optimiser, policies))
-        policies.append(np.asarray(policy.checked(objective.scores())))
-        final = _snapshot(recipe.steps, parameters, optimiser, policies)
+                if store is not None and at.step % recipe.save_every == 0 and at.step < recipe.steps:
+                    store.save(past.snapshot(at, moments_of(optimiser, parameters)))
+                began, asked = time.perf_counter(), engine.gradients
+        past.policies.append(np.asarray(policy.checked(engine.measured(at.exported))))
+        final = past.snapshot(at, moments_of(optimiser, parameters))
     if store is not None:
         store.save(final)
     return final
 
 
-class Objective:
-    """The penalised loss of a text world for a model whose lower layers are frozen: their output is computed once."""
+@dataclass(frozen=True)
+class _History:
+    """What was measured at every step so far."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, encoding: policy.Encoding, upper_layers: int | None, batch_size: int
-    ) -> None:
-        trunk = checkpoint.model.base_model
-        self.scorer = policy.Scorer(encoding.responses, checkpoint.model.get_output_embeddings())
-        self.norm = trunk.norm
-        self.layers = trunk.layers[first_adapted(checkpoint, upper_layers) :]
-        self.batches = []
-        with torch.no_grad():
-            for batch in policy.pack(encoding, checkpoint, batch_size):
-                lower = trunk.embed_tokens(batch.tokens)
-                rotation = trunk.rotary_emb(lower, position_ids=batch.positions)
-                lower = _through(trunk.layers[: len(trunk.layers) - len(self.layers)], lower, batch, rotation)
-                self.batches.append((batch, lower, rotation))
+    policies: list[np.ndarray] = dataclasses.field(default_factory=list)
+    gradients: list[int] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
 
-    def scores(self) -> np.ndarray:
-        """The log-policy as it is now, shape (X, Y)."""
-        with torch.no_grad():
-            return torch.cat([self.scorer.scores(self._states(*each)) for each in self.batches]).cpu().numpy()
-
-    def pull(self, weights: Float[np.ndarray, "X Y"]) -> np.ndarray:
-        r"""The log-policy, shape (X, Y), after adding the gradient of $-\sum c\log\pi$ to the parameters' gradients."""
-        scores = []
-        for each in self.batches:
-            states = self._states(*each)
-            rows = torch.tensor(weights[sum(map(len, scores)) :][: len(states)], device=states.device)
-            found, gradient = self.scorer.scores_and_pull(states, rows)
-            states.backward(gradient)
-            scores.append(found)
-        return torch.cat(scores).cpu().numpy()
-
-    def _states(self, batch: policy.Batch, lower: torch.Tensor, rotation: Any) -> torch.Tensor:
-        # The final norm acts on each position by itself, so only scored positions go through it.
-        return self.norm(batch.scored(_through(self.layers, lower, batch, rotation)))
+    def snapshot(self, at: Trained, moments: Mapping[str, torch.Tensor]) -> RunState:
+        """The state after a step; of the last one, with the weights that are used, for then no model is needed to say them."""
+        path = np.stack(self.policies), np.array(self.gradients), np.array(self.seconds)
+        finished = len(self.policies) > at.step
+        exported = None if at.exported is at.weights or not finished else _kept(at.exported)
+        return RunState(at.step, _kept(at.weights), moments, at.state, *path, exported)
 
 
-def first_adapted(checkpoint: Checkpoint, upper_layers: int | None) -> int:
-    """The index of the lowest layer with adapters, after the check that there are so many layers."""
-    layers = checkpoint.model.config.num_hidden_layers
-    if upper_layers is not None and upper_layers > layers:
-        raise ValueError(
-            f"finetune was given upper_layers={upper_layers} for a model of {layers} layers; give at most {layers}, or "
-            "None for all."
-        )
-    return 0 if upper_layers is None else layers - upper_layers
+def _resumed(saved: RunState, strategy: Strategy, engine: CheckpointEngine, device: torch.device) -> Trained:
+    weights = {name: tensor.to(device) for name, tensor in saved.weights.items()}
+    structure, tensors = flattened(saved.strategy)
+    state = unflattened(structure, {name: tensor.to(device) for name, tensor in tensors.items()})
+    return Trained(saved.step, weights, strategy.export(state, weights, engine), state)
 
 
-def _through(layers: Any, hidden: torch.Tensor, batch: policy.Batch, rotation: Any) -> torch.Tensor:
-    for layer in layers:
-        hidden = layer(
-            hidden,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            position_embeddings=rotation,
-            use_cache=False,
-        )
-    return hidden
+def _optimiser(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(parameters.values(), lr=recipe.learning_rate)
+    return torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0)
+
+
+def _update(
+    engine: CheckpointEngine, parameters: Parameters, optimiser: torch.optim.Optimizer, recipe: Recipe
+) -> Callable[[Tensors, Tensors, int], Tensors]:
+    """A step of the optimiser, and back into the ball if there is one, as `update` of `train`."""
+
+    def update(weights: Tensors, gradient: Tensors, step: int) -> Tensors:
+        engine.put(weights)
+        for name, p in parameters.items():
+            p.grad = gradient[name].to(p.dtype)
+        if recipe.optimiser == "adamw":
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * (1 - step / recipe.steps)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if recipe.radius is not None and recipe.rank is not None:
+            into_product_ball_(parameters, recipe.radius)
+        elif recipe.radius is not None:
+            into_ball_(parameters, engine.start, recipe.radius)
+        return engine.taken()
+
+    return update
+
+
+def _trained(checkpoint: Checkpoint, recipe: Recipe) -> AbstractContextManager[Parameters]:
+    return trainable(checkpoint, recipe.rank, recipe.upper_layers, recipe.seed)
+
+
+def _kept(weights: Tensors) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
 
 def _cell_weights(world: World, penalty: float) -> np.ndarray:
@@ -302,114 +302,10 @@ def _cell_weights(world: World, penalty: float) -> np.ndarray:
     return np.asarray(world.capability.p[:, None] * world.capability.P + penalty * seen.p[:, None] * seen.P)
 
 
-def _result(world: World, recipe: Recipe, state: _State) -> FineTuned:
+def _result(world: World, recipe: Recipe, strategy: Strategy, state: RunState) -> FineTuned:
     path = state.log_policies
-    by_kind = (
-        jnp.stack([gap(world, each) for each in path]) for gap in (gaps.safety_gap, gaps.capability_gap, gaps.proxy_gap)
-    )
-    return FineTuned(recipe, jnp.asarray(path), *by_kind, adapter=state.adapter)
-
-
-# --- adapters and optimiser state --------------------------------------------------------------------------------
-
-
-@contextmanager
-def _with_adapters(checkpoint: Checkpoint, recipe: Recipe) -> Iterator[dict[str, torch.nn.Parameter]]:
-    """Put fresh adapters on the checkpoint's model and yield them by name; take them off again at the end."""
-    model = checkpoint.model
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ValueError(
-            f"{checkpoint.name} has adapters on already; only one set fits. Leave the `with adapted(...)` block first."
-        )
-    lowest = first_adapted(checkpoint, recipe.upper_layers)
-    layers = list(model.base_model.layers)[lowest:]
-    adapted_modules = {id(m) for layer in layers for m in layer.modules() if isinstance(m, torch.nn.Linear)}
-    names = [name for name, module in model.named_modules() if id(module) in adapted_modules]
-    settings = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, lora_dropout=0.0, target_modules=names)
-    device = checkpoint.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(recipe.seed)
-        wrapped = LoraModel(model, settings, "default")
-    try:
-        wrapped.eval()
-        yield {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
-    finally:
-        wrapped.unload()
-        model.requires_grad_(False)
-
-
-def _assign(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])
-
-
-def _snapshot(
-    step: int, parameters: Mapping[str, torch.nn.Parameter], optimiser: torch.optim.AdamW, policies: list
-) -> _State:
-    adapter = {name: p.detach().cpu().clone() for name, p in parameters.items()}
-    moments = {
-        f"{moment}/{name}": optimiser.state[p][moment].detach().cpu().clone()
-        for name, p in parameters.items()
-        for moment in ("exp_avg", "exp_avg_sq")
-    }
-    return _State(step, adapter, moments, np.stack(policies))
-
-
-def _restore_moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, torch.nn.Parameter], saved: _State) -> None:
-    for name, p in parameters.items():
-        moments = {m: saved.moments[f"{m}/{name}"].to(p.device).clone() for m in ("exp_avg", "exp_avg_sq")}
-        optimiser.state[p] = {"step": torch.tensor(float(saved.step)), **moments}
-
-
-# --- the state on disk -------------------------------------------------------------------------------------------
-
-
-class _Store:
-    """One run's state in one safetensors file, replaced whole or not at all, and never taken for another run's."""
-
-    def __init__(self, folder: Path, identity: dict[str, str]) -> None:
-        self.path = folder / STATE_FILE
-        self.identity = identity
-
-    def save(self, state: _State) -> None:
-        tensors = {f"adapter/{name}": value for name, value in state.adapter.items()} | state.moments
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
-        tensors["log_policies"] = torch.from_numpy(state.log_policies)
-        metadata = {**self.identity, "step": str(state.step), "sha256": _digest(tensors)}
-
-        def write(beside: Path) -> None:
-            beside.write_bytes(save(tensors, metadata))
-
-        write_atomically(self.path, write)
-
-    def load(self) -> _State | None:
-        """The saved state, or `None` when nothing was saved yet."""
-        for left_behind in self.path.parent.glob(f".{STATE_FILE}.*"):
-            left_behind.unlink()  # by a writer that was killed outright
-        if not self.path.exists():
-            return None
-        remedy = f"Delete it to start the run anew: rm '{self.path}'"
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{self.path} is truncated or damaged ({error}). {remedy}") from error
-        different = [key for key, value in self.identity.items() if metadata.get(key) != value]
-        if different:
-            found = "; ".join(f"{key}: saved {metadata.get(key)}, asked for {self.identity[key]}" for key in different)
-            raise ValueError(f"{self.path} belongs to another run ({found}). Give another folder, or delete the file.")
-        if metadata.get("sha256") != _digest(tensors):
-            raise ValueError(f"{self.path} was altered: its SHA-256 is not the one that it was saved with. {remedy}")
-        adapter = {name.removeprefix("adapter/"): t for name, t in tensors.items() if name.startswith("adapter/")}
-        moments = {name: t for name, t in tensors.items() if name.startswith("exp_avg")}
-        return _State(int(metadata["step"]), adapter, moments, tensors["log_policies"].numpy())
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
+    kinds = (gaps.safety_gap, gaps.capability_gap, gaps.proxy_gap)
+    safety, capability, proxy = (jnp.stack([gap(world, each) for each in path]) for gap in kinds)
+    used = state.weights if state.exported is None else state.exported
+    cost = state.gradients, state.seconds
+    return FineTuned(recipe, jnp.asarray(path), safety, capability, proxy, used, state.weights, *cost, strategy)

@@ -272,11 +272,15 @@ def displacement(checkpoint: Checkpoint, tuned: FineTuned) -> dict[str, Array]:
         tuned: the run.
 
     Returns:
-        Name of each tensor that has an adapter to its change.
+        Name of each tensor that was trained, in full or by an adapter, to its change.
 
     Raises:
         ValueError: when the checkpoint has adapters on already.
     """
+    if tuned.recipe.rank is None:
+        start = {name: p.detach().clone() for name, p in checkpoint.model.named_parameters() if name in tuned.adapter}
+        with adapted(checkpoint, tuned) as one, torch.no_grad():
+            return {name: jnp.asarray((one.model.get_parameter(name) - w).cpu().numpy()) for name, w in start.items()}
     with adapted(checkpoint, tuned) as one:
         layers = {f"{name}.weight": m for name, m in one.model.named_modules() if isinstance(m, Linear)}
         with torch.no_grad():

@@ -40,7 +40,7 @@ class TorchEngine(Engine):
     ) -> None:
         self.policy, self.steps, self.learning_rate = policy, steps, learning_rate
         self._start, self._key = dict(start), key
-        self._data = self._laws(world)
+        self._world, self._data = world, None
 
     @property
     def start(self) -> Tensors:
@@ -49,7 +49,9 @@ class TorchEngine(Engine):
 
     @property
     def data(self) -> Data:
-        """The laws of the world."""
+        """The laws of the world; the first to ask has the aligned weights scored."""
+        if self._data is None:
+            self._data = self._laws(self._world)
         return self._data
 
     def log_policy(self, weights: Tensors) -> torch.Tensor:
@@ -135,6 +137,7 @@ def train(
     """
     objective = loss if loss is not None else Weighted(((1.0, TASK), (lam, SAFETY)))
     if resume is None:
+        strategy.check(engine)
         weights: Tensors = dict(engine.start)
         state = strategy.init(weights, engine)
         yield Trained(0, weights, strategy.export(state, weights, engine), state)

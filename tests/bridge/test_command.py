@@ -1,0 +1,67 @@
+"""`tradeoff lm` as a person would type it, on a tiny checkpoint."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import tradeoff as to
+from tradeoff import cli
+
+
+@pytest.fixture
+def lm(tiny_folder: Path, world: to.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Run a command of `tradeoff lm` on the tiny checkpoint; its exit status, output and error output."""
+    to.worlds.write(world, tmp_path / "world.json")
+
+    def run(command, *arguments):
+        given = [command, str(tmp_path / "world.json"), "--checkpoint", str(tiny_folder), *arguments]
+        monkeypatch.setattr(sys, "argv", ["tradeoff", "lm", *given])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+QUICK = ("--steps", "2", "--upper-layers", "1", "--json")
+
+
+def test_finetune_prints_the_gaps_before_and_after_and_the_cost(lm, tmp_path):
+    code, out, _ = lm("measure", "--json")
+    at_rest = json.loads(out)
+    code, out, _ = lm("finetune", *QUICK, "--strategy", "safegrad", "--rank", "2", "--folder", str(tmp_path / "run"))
+    told = json.loads(out)
+    assert code == 0
+    assert told["capability_gap_before"] == pytest.approx(at_rest["capability_gap"], abs=1e-4)
+    assert told["capability_gap"] < told["capability_gap_before"]
+    assert told["gradients"] == 4
+    again = json.loads(
+        lm("finetune", *QUICK, "--strategy", "safegrad", "--rank", "2", "--folder", str(tmp_path / "run"))[1]
+    )
+    assert again == told, "the run is in the folder"
+
+
+def test_finetune_trains_in_full_and_speaks_to_people(lm):
+    code, out, _ = lm("finetune", *QUICK[:-1], "--rank", "None", "--strategy", "ema")
+    assert code == 0
+    assert out.split()[0] == "safety_gap_before"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--strategy", "emma"), "no strategy is named 'emma'"),
+        (("--strategy", "booster"), "booster is not for fine-tuning"),
+        (("--strategy", "resta"), "resta has settings without defaults"),
+        (("--strategy", "lb-sgd"), "give Recipe(optimiser='sgd', learning_rate=1)"),
+        (("--steps", "0"), "steps=0; it must be at least 1"),
+        (("--checkpoint", "/nowhere"), "No such folder: /nowhere"),
+    ],
+)
+def test_a_wrong_request_is_answered_with_the_right_one(lm, arguments, says):
+    code, _, err = lm("finetune", *arguments)
+    assert code == 2
+    assert says in err

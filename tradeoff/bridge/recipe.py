@@ -1,0 +1,58 @@
+"""How a checkpoint is fine-tuned."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+OPTIMISERS = ("adamw", "sgd")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a checkpoint is fine-tuned.
+
+    Attributes:
+        penalty: λ ≥ 0, the weight of the (proxy) safety loss beside the task's.
+        steps: full-batch steps of the optimiser, without weight decay.
+        learning_rate: at the first step; AdamW's falls linearly to 0, that of plain descent stays.
+        rank: of the LoRA adapters (scaled by alpha = rank, no dropout), on every linear map of the trained layers; `None`
+            to train the matrices of these maps in full. A strategy that acts on weights, such as an average or a merge,
+            acts on what is trained: with LoRA on the factors, and the product of averaged factors is not the average of
+            the products. With `None` it acts on the weights of the model.
+        upper_layers: how many layers, counted from the top, are trained; `None` for all.
+        seed: of the adapters' start and of a strategy's random numbers, the only randomness there is.
+        save_every: steps between two saves of the state.
+        batch_size: prompts in one forward pass; it changes memory and speed, not results.
+        radius: ε > 0 of the alignment parameter constraint, on the Frobenius norm of the weights' update over all layers
+            together; `None` for no constraint. It holds the optimiser's steps: a strategy that then moves the weights on
+            its own may leave the ball.
+        optimiser: "adamw", or "sgd" for plain descent. A strategy changes the gradients that the optimiser is given.
+    """
+
+    penalty: float
+    steps: int = 60
+    learning_rate: float = 5e-3
+    rank: int | None = 32
+    upper_layers: int | None = 8
+    seed: int = 0
+    save_every: int = 10
+    batch_size: int = 16
+    radius: float | None = None
+    optimiser: str = "adamw"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not 0 <= self.penalty < np.inf:
+            raise ValueError(f"Recipe was given penalty={self.penalty}; the penalty λ must be finite and not negative.")
+        if not 0 < self.learning_rate < np.inf:
+            raise ValueError(f"Recipe was given learning_rate={self.learning_rate}; it must be finite and positive.")
+        if self.radius is not None and not 0 < self.radius < np.inf:
+            raise ValueError(
+                f"Recipe was given radius={self.radius}; ε must be finite and positive, or None for no ball."
+            )
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"Recipe was given optimiser={self.optimiser!r}; give one of {', '.join(OPTIMISERS)}.")
+        for name in ("steps", "rank", "save_every", "batch_size", "upper_layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"Recipe was given {name}={value}; it must be at least 1.")
