@@ -31,6 +31,7 @@ _ON_FIRST_USE = (
     "bridge",
     "dynamics",
     "landscape",
+    "mechanism",
     "parameter_constraint",
     "plotting",
     "problems",

@@ -127,6 +127,8 @@ def descend(
             raise ValueError(f"{type(problem).__name__} has no aligned parameters to start from; give start.")
         start = problem.aligned()  # pyright: ignore[reportAttributeAccessIssue]
     engine = JaxEngine(problem, start, jax.random.key(0) if key is None else key, steps, learning_rate)
+    if resume is None and is_concrete(engine.problem, engine.origin):
+        strategy.check(engine)
     numbers = jnp.arange(first_step, last_step, every)
     last = None if resume is None else resume.last
     run = _descend(engine, strategy, rule, noise, jnp.asarray(lam, jnp.float64), loss, last, numbers, every)

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from jaxtyping import Array
+
 from tradeoff._records import record
 from tradeoff.strategies._named import Weights, dot, each, less, moved, namespace, norm, zeros
 from tradeoff.strategies._settings import above_zero, at_least_zero
-from tradeoff.strategies.losses import SAFETY, Cells
+from tradeoff.strategies.losses import SAFETY, Cells, normalised
 from tradeoff.strategies.strategy import Engine, Gradient, State, Strategy
 
 
@@ -19,7 +21,7 @@ class Penalty(Strategy):
     Source: T1, T2 (framework); [chen2025tradeoffs]. EWC with the exact safety Hessian is the same rule on quadratics.
     """
 
-    lam: float = 1.0
+    lam: float | Array = 1.0
 
     kind = "loss"
     source = "chen2025tradeoffs"
@@ -47,8 +49,8 @@ class SafetyConstraint(Strategy):
     Source: T1, T2 (framework): the multiplier of the optimum is $\lambda(\tau)=-F'(\tau)$.
     """
 
-    limit: float
-    rate: float = 1.0
+    limit: float | Array
+    rate: float | Array = 1.0
 
     kind = "loss"
     source = "chen2025tradeoffs"
@@ -83,7 +85,7 @@ class Ball(Strategy):
     Source: T12, T14 (framework); [chen2025tradeoffs].
     """
 
-    radius: float
+    radius: float | Array
 
     kind = "weights"
     source = "chen2025tradeoffs"
@@ -113,7 +115,7 @@ class L2SP(Strategy):
     Source: [li2018l2sp]; T14 (framework).
     """
 
-    strength: float = 1.0
+    strength: float | Array = 1.0
 
     kind = "loss"
     source = "li2018l2sp"
@@ -140,7 +142,7 @@ class EWC(Strategy):
     Source: [kirkpatrick2017ewc]; methods.md P11.
     """
 
-    strength: float = 1.0
+    strength: float | Array = 1.0
     importance: Any = None
 
     kind = "loss"
@@ -172,7 +174,7 @@ def fisher(engine: Engine, weights: Weights) -> Weights:
     Returns:
         By name, in the shapes of the weights.
     """
-    data, policy = engine.data, engine.log_policy(weights)
+    data, policy = engine.data, normalised(engine.log_policy(weights))
     xp = namespace({"": policy})
     chances = xp.sum(data.safety, axis=-1, keepdims=True) * xp.exp(policy)
     total = zeros(weights)

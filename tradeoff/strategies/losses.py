@@ -74,18 +74,24 @@ class CrossEntropy(Loss):
 
 @record
 class Alignment(Loss):
-    r"""$E_{\hat p_s}\mathrm{KL}(\pi_0\|\pi)$: how far the policy has left its start on the prompts of the safety data."""
+    r"""$E_{\hat p_s}\mathrm{KL}(\pi_0\|\pi)$: how far the policy has left its start on the prompts of the safety data.
+
+    Between the laws given that the answer is one of those listed: a language model says each of them rarely.
+    """
 
     role = "safety"
 
     def value(self, data: Data, log_policy: Any) -> Any:
         """The weighted divergence from the aligned policy."""
-        return divergence(self.cells(data, log_policy), log_policy)
+        xp = array_namespace(data.safety)
+        p = xp.sum(data.safety, axis=-1, keepdims=True)
+        return divergence(p * xp.exp(normalised(data.start)), normalised(log_policy))
 
     def cells(self, data: Data, log_policy: Any) -> Any:
-        """The aligned policy, weighted as the safety data weigh its prompts."""
+        """The aligned policy less the policy, weighted as the safety data weigh its prompts: exactly 0 at the start."""
         xp = array_namespace(data.safety)
-        return xp.sum(data.safety, axis=-1, keepdims=True) * xp.exp(data.start)
+        p = xp.sum(data.safety, axis=-1, keepdims=True)
+        return p * (xp.exp(normalised(data.start)) - xp.exp(normalised(log_policy)))
 
 
 @record
@@ -141,6 +147,13 @@ def divergence(joint: Any, log_policy: Any) -> Any:
     return xp.sum(
         xp.where(said, joint * (log_law - xp.where(said, log_policy, xp.zeros_like(one))), xp.zeros_like(one))
     )
+
+
+def normalised(log_policy: Any) -> Any:
+    """Log-probabilities given that the response is one of those listed, shape (X, Y)."""
+    xp = array_namespace(log_policy)
+    most = xp.max(log_policy, axis=-1, keepdims=True)
+    return log_policy - most - xp.log(xp.sum(xp.exp(log_policy - most), axis=-1, keepdims=True))
 
 
 def harmful_answers(safety: Any) -> Any:

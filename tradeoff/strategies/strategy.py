@@ -1,12 +1,15 @@
 """What a fine-tuning rule is: hooks that either engine calls, on flat dictionaries of named arrays.
 
-A step of training asks for a gradient and takes a step along it; a strategy has its say at five places:
+A step of training asks for a gradient and takes a step along it; a strategy has its say at these places:
 
+             strategy.check(engine)                                     a start that it forbids is refused
     state  = strategy.init(weights, engine)                             before training
     state  = strategy.refresh(state, weights, step, engine)             before a step: schedules, references taken anew
     g      = strategy.gradient(inner, state, weights, step, engine)     the gradient that is descended
     w, s   = strategy.land(state, weights, moved, step, engine)         after a step: where the weights come to lie
     w      = strategy.export(state, weights, engine)                    the weights that are used
+    rows   = strategy.examples(row, draw, number)                       what is trained on
+    logits = strategy.decode(logits, position)                          what is decoded from
 
 Each has a default that changes nothing, so a strategy says only what it does. Nothing is changed in place: weights at which
 a gradient is asked for are given to the engine, which puts its own back bit for bit.
@@ -16,8 +19,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from jaxtyping import Array
+
 from tradeoff._records import record
 from tradeoff.strategies._named import Weights
+from tradeoff.strategies.examples import Example
 from tradeoff.strategies.losses import Data, Loss
 
 Gradient = Callable[[Weights], Weights]
@@ -31,7 +37,7 @@ class Engine(ABC):
 
     steps: int
     """How many steps there will be."""
-    learning_rate: float
+    learning_rate: float | Array
     """That of the optimiser, where it is one number; a rule that moves the weights itself goes by it."""
 
     @property
@@ -81,6 +87,11 @@ class Strategy(ABC):
     owns: ClassVar[str] = ""
     """What no second strategy of a composition may own too: "loss" (it replaces the loss) or "step" (it sets the step's
     length, so the optimiser must be plain descent with learning rate 1)."""
+    exports_average: ClassVar[bool] = False
+    """Whether `export` gives an average of the run, and not a map of the weights that it is handed."""
+
+    def check(self, engine: Engine) -> None:  # noqa: B027  (most rules forbid nothing)
+        """Refuse a start that the rule forbids; called with numbers, before anything is compiled."""
 
     def init(self, weights: Weights, engine: Engine) -> State:
         """The first state."""
@@ -101,6 +112,14 @@ class Strategy(ABC):
     def export(self, state: State, weights: Weights, engine: Engine) -> Weights:
         """The weights that are used and measured."""
         return weights
+
+    def examples(self, row: Any, draw: float, number: int = 0) -> tuple[Example, ...]:
+        """The training examples that row `number` of the data becomes; `draw` is a uniform number, if chance has a say."""
+        return (row,)
+
+    def decode(self, logits: Any, position: Any) -> Any:
+        """The logits that the token at a position of the response is drawn from, shape (..., V)."""
+        return logits
 
 
 @record
@@ -129,6 +148,11 @@ class Composed(Strategy):
     def owns(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What its parts own, of which only the step's length concerns an engine."""
         return "step" if any(part.owns == "step" for part in self.parts) else ""
+
+    def check(self, engine: Engine) -> None:
+        """Every part's own."""
+        for part in self.parts:
+            part.check(engine)
 
     def init(self, weights: Weights, engine: Engine) -> State:
         """The first states of all parts."""
@@ -163,6 +187,19 @@ class Composed(Strategy):
             weights = part.export(own, weights, engine)
         return weights
 
+    def examples(self, row: Any, draw: float, number: int = 0) -> tuple[Example, ...]:
+        """What one part makes, the next maps."""
+        rows = (row,)
+        for part in self.parts:
+            rows = tuple(new for one in rows for new in part.examples(one, draw, number))
+        return rows
+
+    def decode(self, logits: Any, position: Any) -> Any:
+        """One part after the other."""
+        for part in self.parts:
+            logits = part.decode(logits, position)
+        return logits
+
 
 def compose(*parts: Strategy) -> Strategy:
     """Several strategies at once: each wraps the gradient of the one before it, and acts on the weights after it.
@@ -188,6 +225,11 @@ def compose(*parts: Strategy) -> Strategy:
             before = ", ".join(type(other).__name__ for other in flat[:place])
             raise ValueError(
                 f"{type(part).__name__} replaces the loss and would discard what {before} does to it; give it first."
+            )
+        if part.exports_average and any(type(other).export is not Strategy.export for other in flat[:place]):
+            raise ValueError(
+                f"{type(part).__name__} exports its average and would discard what the strategies before it make of the "
+                "weights; give it before them."
             )
         if part.owns == "step" and place < len(flat) - 1 and any(_changes_gradient(p) for p in flat[place + 1 :]):
             raise ValueError(
