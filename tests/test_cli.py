@@ -67,3 +67,14 @@ def test_frontier_refuses_a_sweep_that_is_none(monkeypatch, capsys, tmp_path):
     code, _, err = tradeoff(monkeypatch, capsys, "frontier", str(tmp_path / "world.json"), "--least", "-1")
     assert code == 2
     assert "0 < least < greatest" in err
+
+
+def test_strategies_lists_every_row_with_a_source_that_can_be_cited(monkeypatch, capsys):
+    code, out, _ = tradeoff(monkeypatch, capsys, "strategies", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["name"] for row in rows[:-1]] == [row.name for row in to.strategies.registry.all()]
+    for row in rows:
+        assert to.cite(row["source"]).startswith("@")
+    _, out, _ = tradeoff(monkeypatch, capsys, "strategies")
+    assert len(out.splitlines()) == len(rows) + 1

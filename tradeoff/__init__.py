@@ -38,6 +38,7 @@ _ON_FIRST_USE = (
     "strategies",
     "studies",
     "theorems",
+    "tuning",
 )
 
 

@@ -1,4 +1,4 @@
-"""The command line: `tradeoff verify`, `tradeoff frontier`, `tradeoff document`, `tradeoff lm measure`, `tradeoff lm finetune`."""
+"""The command line: `tradeoff verify`, `frontier`, `strategies`, `document`, `lm measure` and `lm finetune`."""
 
 import json
 import os
@@ -159,6 +159,29 @@ class Frontier:
 
 
 @dataclass(frozen=True)
+class Strategies:
+    """List every fine-tuning strategy: its kind, what it needs beside the task's data, and its source.
+
+    Attributes:
+        json: print JSON for a machine to read.
+    """
+
+    json: bool = False
+
+    def run(self) -> int:
+        """Print one line for each."""
+        from tradeoff.strategies import registry
+
+        rows = registry.table()
+        if self.json:
+            print(json.dumps(rows, indent=1))
+            return 0
+        for row in ({"name": "name", "kind": "kind", "needs": "needs", "source": "source"}, *rows):
+            print(f"{row['name']:20s} {row['kind']:10s} {row['source']:22s} {row['needs']}")
+        return 0
+
+
+@dataclass(frozen=True)
 class Document:
     """Write a Markdown page with a drawing for each theorem, and an index of them.
 
@@ -281,6 +304,7 @@ def main() -> None:
         tyro.conf.OmitSubcommandPrefixes[
             Annotated[Verify, tyro.conf.subcommand("verify")]
             | Annotated[Frontier, tyro.conf.subcommand("frontier")]
+            | Annotated[Strategies, tyro.conf.subcommand("strategies")]
             | Annotated[Document, tyro.conf.subcommand("document")]
             | Annotated[
                 Annotated[Measure, tyro.conf.subcommand("measure")]

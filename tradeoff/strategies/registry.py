@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from tradeoff.strategies._named import Weights, scaled
 from tradeoff.strategies.alternating import Lisa
 from tradeoff.strategies.averaging import EMA, LAWA, SWA
@@ -56,19 +58,19 @@ ROWS: tuple[Row, ...] = (
         lambda _: SafetyConstraint(0.05),
         lambda _: SafetyConstraint(1e6),
         knob="limit",
-        values=(0.01, 0.03, 0.1, 0.3),
+        values=(0.03, 0.1, 0.3),
     ),
     Row("ball", lambda _: Ball(0.1), lambda _: Ball(float("inf")), knob="radius", values=(0.1, 0.3, 1.0, 3.0)),
     Row("l2-sp", lambda _: L2SP(), lambda _: L2SP(0.0), knob="strength", values=(0.003, 0.01, 0.03, 0.1)),
     Row("ewc", lambda _: EWC(), lambda _: EWC(0.0), knob="strength", values=(0.1, 0.3, 1.0, 3.0)),
     Row("mixing", lambda _: Mixing(), lambda _: Mixing(0.0), knob="share", values=(0.1, 0.3, 0.5, 0.7)),
-    Row("star-dss", lambda _: STARDSS(0.5), lambda _: STARDSS(1.0), knob="V", values=(0.3, 0.5, 0.7, 0.9)),
+    Row("star-dss", lambda _: STARDSS(0.5), lambda _: STARDSS(1.0), knob="lam_KL", values=(0.1, 0.5, 2.0)),
     Row(
         "star-dss-full",
         lambda _: STARDSS(0.5, kl="full"),
         lambda _: STARDSS(1.0, kl="full"),
-        knob="V",
-        values=(0.3, 0.5, 0.7, 0.9),
+        knob="lam_KL",
+        values=(0.1, 0.5, 2.0),
     ),
     Row("rejection-sampling", lambda w: STARDSS(_marks(w), lam_KL=0.0), lambda _: STARDSS(1.0, lam_KL=0.0)),
     Row(
@@ -166,6 +168,19 @@ ROWS: tuple[Row, ...] = (
 )
 
 
+ELSEWHERE = (
+    (
+        "f-pacoh",
+        "tuner",
+        "before",
+        "Settings of a strategy for a new task, found within a safety limit: `tradeoff.tuning`.",
+        "fpacoh2022",
+        "earlier related tasks",
+    ),
+)
+"""What chooses a strategy's settings and is none itself, in the words of `table`."""
+
+
 def all() -> tuple[Row, ...]:
     """Every row, in order."""
     return ROWS
@@ -182,6 +197,23 @@ def get(name: str) -> Row:
             return row
     names = ", ".join(row.name for row in ROWS)
     raise KeyError(f"no strategy is named {name!r}; the names are {names}.")
+
+
+def table() -> list[dict[str, str]]:
+    """What there is, a dictionary of words for each row: name, kind, stage, what it does, its source and what it needs."""
+    example = {"weights": np.eye(2)}
+    made = [(row, row.make(example)) for row in ROWS]
+    return [
+        {
+            "name": row.name,
+            "kind": one.kind,
+            "stage": row.stage,
+            "does": (type(one).__doc__ or "").split("\n")[0],
+            "source": one.source,
+            "needs": "; ".join(one.needs) or "nothing",
+        }
+        for row, one in made
+    ] + [dict(zip(("name", "kind", "stage", "does", "source", "needs"), other, strict=True)) for other in ELSEWHERE]
 
 
 def _marks(weights: Weights) -> list[list[float]]:
