@@ -32,6 +32,9 @@ CATALOGUE = (
     Entry("e5_real_checkpoint", checkpoint=True),
     Entry("e6_landscape"),
     Entry("e6_checkpoint", checkpoint=True),
+    Entry("e7_optimisation"),
+    Entry("e7_hypotheses"),
+    Entry("e8_league"),
 )
 
 

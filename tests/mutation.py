@@ -78,7 +78,11 @@ def rooms() -> dict[str, Room]:
         return tuple(str(path.relative_to(ROOT)) for path in found if path.stem not in (*but, "__init__"))
 
     engine = tuple(f"tradeoff/theorems/{name}.py" for name in ENGINE_FILES)
-    case_two = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("tests/**/test_*parameter_constraint*.py"))]
+    case_two = [
+        str(path.relative_to(ROOT))
+        for pattern in ("tests/test_parameter_constraint.py", "tests/parameter_constraint/test_*.py")
+        for path in sorted(ROOT.glob(pattern))
+    ]
     return {
         "divergences": Room(files("tradeoff/divergences*.py"), 40, ("tests/test_divergences.py", "tests/test_gaps.py")),
         "frontier": Room(files("tradeoff/frontier.py"), 40, ("tests/test_frontier.py",)),

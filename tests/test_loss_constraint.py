@@ -147,3 +147,41 @@ def test_gaps_are_differentiable_in_the_world_and_the_penalty():
         world, jnp.float64(0.7)
     )
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("name", ["golden", "random", "over_penalised"])
+@pytest.mark.parametrize("width", [4.0, 0.01])
+def test_the_bound_on_an_interval_of_penalties_is_one_and_is_near(name, width):
+    """What the certified search prunes by: never above the least gap of the interval, and near it where the interval is short."""
+    low = jnp.arange(-6.0, 6.0, 0.5)
+    at_middle, bound = c1._middle_and_bound(WORLDS[name], low, low + width)
+    inside = low[:, None] + width * jnp.linspace(0, 1, 101)[None, :]
+    found = c1.gaps(WORLDS[name], jnp.exp(inside)).safety
+    np.testing.assert_allclose(at_middle, found[:, 50], rtol=IDENTITY.relative)
+    assert np.all(bound <= found.min(axis=1) + IDENTITY.absolute)
+    if width < 1:
+        np.testing.assert_allclose(bound, found.min(axis=1), rtol=width, atol=width**2)
+
+
+def test_best_penalty_is_found_where_the_task_hardly_sees_a_prompt():
+    """The odds of task and safety data are e^-92 on the only shared prompt, and so is the best penalty."""
+    rare = 1e-40
+    over = WORLDS["over_penalised"]
+    task = to.DataLaw(jnp.array([rare, 1 - rare]), jnp.concatenate([over.capability.P, over.capability.P]))
+    safe, proxy = (
+        to.DataLaw(jnp.array([1.0, 0.0]), jnp.concatenate([law.P, law.P]))
+        for law in (over.safety, over.training_safety)
+    )
+    assert over.capability.P.shape[0] == 1
+    np.testing.assert_allclose(c1.best_penalty(to.World(safe, task, proxy)) / rare, c1.best_penalty(over), rtol=1e-6)
+
+
+def test_the_approach_to_the_limit_where_the_proxy_rules_a_response_out():
+    """Only the safety data or only the task may contain it: then E_{P_s}[P_f/P̂_s] loses its share, and both make it infinite."""
+
+    def world(safe, task):
+        return to.World(*(to.DataLaw(jnp.ones(1), jnp.array([row])) for row in (safe, task, [1.0, 0.0])))
+
+    # P_s = (1, 0), P_f = (1/2, 1/2), P̂_s = (1, 0): E[P_f/P̂_s] - 1 = -1/2.
+    np.testing.assert_allclose(c1.first_order_approach(world([1.0, 0.0], [0.5, 0.5])), -0.5)
+    assert c1.first_order_approach(world([0.5, 0.5], [0.5, 0.5])) == jnp.inf

@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+import xarray as xr
 
+from figures import e8_league
 from tradeoff import theorems
 
 ROOT = Path(__file__).parents[1]
@@ -53,3 +56,24 @@ def test_the_rates_that_the_page_quotes_are_the_recorded_ones():
     )
     assert f"of the {attained} attained bounds `falsify` reaches {near} to a ratio of at least 0.99" in words
     assert near == sum(ratio >= 0.99 for ratio in found["ratios"].values())
+
+
+def test_the_strategies_page_quotes_the_recorded_league_and_verdicts():
+    text = (ROOT / "docs" / "which-strategy.md").read_text()
+    gallery = ROOT / "figures" / "gallery"
+    league = xr.load_dataset(gallery / "e8_league.nc", engine="h5netcdf")
+    middle = e8_league.quartiles(e8_league.best_excess(league).values)[1]
+    rows = re.findall(r"^\| `([a-z0-9-]+)`.*\| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
+    assert len(rows) > 5
+    for name, *quoted in rows:
+        found = middle[league.strategy.values.tolist().index(name)]
+        for words, world in zip(quoted, ("conflicting", "shared prompts"), strict=True):
+            value = found[league.world.values.tolist().index(world)]
+            assert words == ("needs a policy" if np.isnan(value) else f"{value:.4f}")
+    verdicts = xr.load_dataset(gallery / "e7_hypotheses.nc", engine="h5netcdf")
+    for name, held, evidence in zip(
+        verdicts.hypothesis.values, verdicts.holds.values, verdicts.evidence.values, strict=True
+    ):
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| {name}:"))
+        assert evidence in line
+        assert ("| holds |" in line) == bool(held)

@@ -19,6 +19,9 @@ FEW = {
     "theorems": {"names": ("T2b", "T4a", "T8a")},
     "e3_parameter_constraint": {"points": 41},
     "e6_landscape": {"points": 31, "draws": 8},
+    "e7_optimisation": {"rates": 48, "averages": 8},
+    "e7_hypotheses": {"repeats": 8, "counts": (256, 512), "masks": 64},
+    "e8_league": {"names": ("plain", "penalty", "ema", "merge-slerp", "safegrad", "booster"), "seeds": 3},
 }
 """Settings that make an experiment short; for the others, few flows."""
 
@@ -86,6 +89,33 @@ def test_e6_fine_tuning_costs_the_safety_of_a_random_step_and_buys_capability(re
     assert np.all(data.safety_gap <= data.bound + FLOW.absolute)
     near = data.isel(t=np.flatnonzero(np.abs(data.t.values) <= 0.15))
     np.testing.assert_allclose(near.local_law, near.safety_gap, rtol=0.1, atol=FLOW.absolute)
+
+
+def test_e7_an_average_trained_through_saves_nothing_and_noise_costs_the_more_the_higher_the_rate(results):
+    data = results[1]["e7_optimisation"]
+    by_noise = (data.safety_gap - data.demanded - data.by_path).isel(batch=0)
+    assert np.all(np.diff(by_noise[data.rate > 0.02]) > 0)
+    saved = 1 - entry("e7_optimisation").figure.least_safety(data).min("average") / entry(
+        "e7_optimisation"
+    ).figure.least_safety(data.isel(batch=0))
+    assert abs(float(saved.sel(reading="through"))) < 0.01 < float(saved.sel(reading="tracked"))
+
+
+def test_e7_hypotheses_get_verdicts(results):
+    data = results[1]["e7_hypotheses"]
+    assert data.holds.sel(hypothesis=["H1", "H4", "H5"]).all()
+    slopes = data.h2_slope.sel(h2_way=["full batches", "plain fine-tuning"])
+    np.testing.assert_allclose(slopes, [2, 0], atol=0.1)
+
+
+def test_e8_what_sees_nothing_walks_the_frontier_where_all_is_isotropic_and_safety_data_pay_elsewhere(results):
+    data = results[1]["e8_league"]
+    above = entry("e8_league").figure.best_excess(data).mean("seed")
+    assert np.all(np.abs(above.sel(world="isotropic", strategy=["plain", "ema"])) < 1e-3)
+    assert above.sel(world="conflicting", strategy="penalty") < 0.7 * above.sel(world="conflicting", strategy="plain")
+    assert np.nanmin(data.distance) >= -1e-9
+    assert np.isnan(data.at_half.sel(world="conflicting", strategy="booster")).all()  # it needs answers
+    assert data.gradients.sel(strategy="booster") == 3
 
 
 def test_every_claim_holds(results):

@@ -62,7 +62,7 @@ def descend(
     strategy: Strategy | optax.GradientTransformation,
     *,
     steps: int,
-    learning_rate: float | None = None,
+    learning_rate: float | Array | None = None,
     optimiser: optax.GradientTransformation | None = None,
     key: Array | None = None,
     start: Any = None,
@@ -141,8 +141,8 @@ def descend(
 
 
 def _optimiser(
-    strategy: Strategy, optimiser: optax.GradientTransformation | None, learning_rate: float | None
-) -> tuple[optax.GradientTransformation, float]:
+    strategy: Strategy, optimiser: optax.GradientTransformation | None, learning_rate: float | Array | None
+) -> tuple[optax.GradientTransformation, float | Array]:
     """The optimiser of a run and its learning rate (NaN of one that is not plain descent)."""
     if strategy.owns == "step":
         if optimiser is not None or learning_rate not in (None, 1.0):

@@ -32,7 +32,7 @@ class JaxEngine(eqx.Module, Engine):
     origin: Any
     key: Array
     steps: int = eqx.field(static=True)
-    learning_rate: float = 1.0
+    learning_rate: float | Array = 1.0
 
     @property
     def start(self) -> Weights:

@@ -11,12 +11,14 @@ def save(dataset: xr.Dataset, path: Path) -> None:
     """Write a dataset as netCDF, atomically; the same dataset always gives the same bytes.
 
     Raises:
-        ValueError: when a variable holds NaN (an undefined result never passes silently; infinities are results).
+        ValueError: when a variable holds NaN and its attribute "missing" does not say what that means (an undefined result
+            never passes silently; infinities are results).
     """
     for name, variable in dataset.variables.items():
-        if variable.dtype.kind == "f" and bool(variable.isnull().any()):
+        if variable.dtype.kind == "f" and "missing" not in variable.attrs and bool(variable.isnull().any()):
             raise ValueError(
-                f"result {name!r} for {path.name} holds NaN; find where it became undefined before saving it."
+                f"result {name!r} for {path.name} holds NaN; find where it became undefined before saving it, or say in its "
+                'attribute "missing" what a missing value means.'
             )
     write_atomically(path, lambda beside: dataset.to_netcdf(beside, engine="h5netcdf"))
 
