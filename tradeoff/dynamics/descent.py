@@ -14,7 +14,7 @@ from tradeoff._records import is_concrete, record
 from tradeoff.dynamics.engine import JaxEngine, named
 from tradeoff.gaps import Gaps
 from tradeoff.problems import Problem
-from tradeoff.strategies import Loss, Plain, Strategy
+from tradeoff.strategies import SAFETY, TASK, Loss, Plain, Strategy, Weighted
 
 
 class Last(NamedTuple):
@@ -76,7 +76,7 @@ def descend(
     r"""Descend $G_f+\lambda\hat G_s$ by a strategy.
 
     Args:
-        problem: any problem.
+        problem: any problem; of one with a `world` and a `log_policy` the gaps of that policy are descended.
         strategy: one of `tradeoff.strategies`, or an optimiser, for instance `optax.sgd(0.1)`, to fine-tune plainly with it.
         steps: how many steps.
         learning_rate: of plain descent, h; a strategy that sets the length of its steps needs none.
@@ -170,9 +170,13 @@ def _descend(
     numbers: Array,
     every: int,
 ) -> Descent:
+    engine = engine.prepared()
+    objective = Weighted(((1.0, TASK), (lam, SAFETY))) if loss is None else loss
+
     def plain(weights: Any) -> Any:
-        if loss is not None:
-            return engine.gradient(loss, weights)
+        # Of a policy the gradient is a pull of its cells, several times cheaper than the derivative of its gaps.
+        if loss is not None or engine.has_policy:
+            return engine.gradient(objective, weights)
         return named(jax.grad(engine.problem.objective)(engine.parameters(weights), lam))
 
     def step(at: Last, number: Array) -> tuple[Last, None]:

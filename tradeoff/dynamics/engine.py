@@ -1,5 +1,6 @@
 """The JAX engine of strategies: what a problem answers to their questions."""
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ class JaxEngine(eqx.Module, Engine):
         key: of the random numbers.
         steps: how many steps there will be.
         learning_rate: of the optimiser.
+        laws: `data`, once computed; see `prepared`.
     """
 
     problem: Problem
@@ -33,6 +35,7 @@ class JaxEngine(eqx.Module, Engine):
     key: Array
     steps: int = eqx.field(static=True)
     learning_rate: float | Array = 1.0
+    laws: Data | None = None
 
     @property
     def start(self) -> Weights:
@@ -40,8 +43,15 @@ class JaxEngine(eqx.Module, Engine):
         return named(self.origin)
 
     @property
+    def has_policy(self) -> bool:
+        """Whether the problem is a policy of a world."""
+        return hasattr(self.problem, "log_policy") and hasattr(self.problem, "world")
+
+    @property
     def data(self) -> Data:
         """The laws of the problem's world."""
+        if self.laws is not None:
+            return self.laws
         world = getattr(self.problem, "world", None)
         if world is None:
             raise ValueError(
@@ -53,19 +63,23 @@ class JaxEngine(eqx.Module, Engine):
         task = world.capability.p[:, None] * world.capability.P
         return Data(task, safety, harmful_answers(safety), self.log_policy(self.start))
 
+    def prepared(self) -> "JaxEngine":
+        """The same engine with the laws computed: else a compiled loop computes them anew at every step."""
+        return dataclasses.replace(self, laws=self.data) if self.has_policy else self
+
     def log_policy(self, weights: Weights) -> Array:
         """The policy's log-probabilities, shape (X, Y)."""
         return self.problem.log_policy(self.parameters(weights))  # pyright: ignore[reportAttributeAccessIssue]
 
     def value(self, loss: Loss, weights: Weights) -> Array:
         """A loss, nats."""
-        if hasattr(self.problem, "log_policy"):
+        if self.has_policy:
             return loss.value(self.data, self.log_policy(weights))
         return self._of_role(loss, self.parameters(weights))
 
     def gradient(self, loss: Loss, weights: Weights) -> Weights:
         """Its gradient, by name."""
-        if not hasattr(self.problem, "log_policy"):
+        if not self.has_policy:
             return jax.grad(lambda at: self.value(loss, at))(dict(weights))
         log_policy, pull = jax.vjp(self.log_policy, dict(weights))
         return pull(-loss.cells(self.data, log_policy))[0]
