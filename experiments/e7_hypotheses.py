@@ -113,7 +113,7 @@ def leakage(settings: Settings) -> Found:
             one = jax.random.randint(k_a, (), 0, 3)
             B = 3 * beta[one] * jnp.outer(Q[:, one], Q[:, one]) if way == "alignment sampled" else None
             noise = settings.noise * size * jax.random.normal(k_u, (6,)) if way == "task sampled" else jnp.zeros(6)
-            engine = _Sampled(quad, quad.theta_s, random, 1, 1.0, B)
+            engine = _Sampled(quad, quad.theta_s, random, 1, 1.0, sampled=B)
             strategy = Plain() if way == "plain fine-tuning" else SafeGrad()
             inner = lambda at: {WHOLE: quad.H_f @ (at[WHOLE] - quad.theta_f) + noise}  # noqa: E731
             theta = theta - rate * strategy.gradient(inner, {}, named(theta), number, engine)[WHOLE]
