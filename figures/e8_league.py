@@ -11,8 +11,9 @@ CAPTION = (
     "Safety gap above the frontier's at the moment when half of the capability gap is closed, at the best of a strategy's settings: "
     "median and middle half over worlds drawn anew. Colours tell what a strategy is given: nothing, or safety data, prompts, "
     "guards or other models. A cross: it never closes half. No mark: it needs a policy, and a pair of quadratics has none. In "
-    "the isotropic pairs every rule that sees nothing walks one line, which is the frontier; in a table without shared prompts "
-    "(not drawn) nothing moves. Strategies of the stage of alignment start from their own aligned model."
+    "the isotropic pairs every rule that sees nothing walks one line, which is the frontier (what is left is interpolation between "
+    "steps); in a table without shared prompts (not drawn) nothing moves. Strategies of the stage of alignment start from their "
+    "own aligned model."
 )
 
 
