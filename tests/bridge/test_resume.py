@@ -22,7 +22,7 @@ from tradeoff.bridge.checkpoints import Checkpoint, load
 from tradeoff.bridge.finetuning import Recipe, finetune, identity
 from tradeoff.bridge.objective import Objective
 from tradeoff.bridge.run_state import STATE_FILE, Store, described, flattened, unflattened
-from tradeoff.strategies import EMA, EWC, SafetyConstraint, Strategy, compose
+from tradeoff.strategies import EMA, EWC, SafeGrad, SafetyConstraint, Strategy, compose
 from tradeoff.worlds import World
 
 
@@ -291,7 +291,7 @@ def test_a_state_comes_back_as_it_was() -> None:
 
 def test_settings_are_told_apart_and_arrays_by_what_they_hold() -> None:
     marks = [EWC(1.0, {"w": array}) for array in (np.zeros(2), np.zeros(3), np.ones(2))]
-    strategies = [EMA(0.9), EMA(0.8), EMA(0.9, every=2), compose(EMA(0.9), EMA(0.8)), *marks]
+    strategies = [EMA(0.9), EMA(0.8), EMA(0.9, every=2), compose(SafeGrad(), EMA(0.9)), *marks]
     said = [json.dumps(described(strategy)) for strategy in strategies]
     assert len(set(said)) == len(said)
     assert described(EWC(1.0, {"w": torch.zeros(2, dtype=torch.float64)})) == described(marks[0])

@@ -271,7 +271,8 @@ def quadratics(
         size = jnp.exp(p["log_size"])
         # Where the task is flat, the rest of the way to its minimiser is more than rounding.
         along = axes_f.T @ p["direction"] / length(p["direction"])
-        along = jnp.where(jnp.any(p["flat_f"]), along + jnp.copysign(MORE_THAN_ROUNDING, along), along)
+        away = jnp.where(along < 0, along - MORE_THAN_ROUNDING, along + MORE_THAN_ROUNDING)
+        along = jnp.where(jnp.any(p["flat_f"]), away, along)
         d = size * axes_f @ (along / length(along))
         if pull == "flat":
             d = axes_f @ (axes_f[0] / f)
