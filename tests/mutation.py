@@ -45,7 +45,15 @@ CHECKS = (
 )
 ENGINE = ["tests/theorems/test_engine.py", "tests/theorems/test_bring_your_own.py", "tests/theorems/test_falsify.py"]
 ENGINE_FILES = ("claim", "verification", "tally", "falsification", "files", "registry", "together")
-GENERATORS = ("draws", "instances", "landscapes", "class_instances", "feature_instances", "methods_instances")
+GENERATORS = (
+    "draws",
+    "instances",
+    "landscapes",
+    "class_instances",
+    "feature_instances",
+    "table_instances",
+    "methods_instances",
+)
 """Not mutated: another draw of instances is no error in a theorem."""
 
 

@@ -10,15 +10,17 @@ from tradeoff.problems.quadratic import Quadratic, half_square, length, spectrum
 from tradeoff.problems.tabular import Tabular
 from tradeoff.theorems import instances as draw
 from tradeoff.theorems import landscapes as land
+from tradeoff.theorems import table_instances as tables
 from tradeoff.theorems.claim import Sides, Tight, theorem
-from tradeoff.theorems.landscapes import Factors, Landscape, Subspace, Table
+from tradeoff.theorems.landscapes import Factors, Landscape, Subspace
+from tradeoff.theorems.table_instances import Table
 from tradeoff.tolerances import IDENTITY, LIMIT
 from tradeoff.worlds import generate
 from tradeoff.worlds.world import World
 
-TABLES = land.tables()
-SMALL_BALLS = land.tables(proxy="full", mismatch=True)
-PROXIED = land.tables(proxy="covering")
+TABLES = tables.tables()
+SMALL_BALLS = tables.tables(proxy="full", mismatch=True)
+PROXIED = tables.tables(proxy="covering")
 PAIRS = land.quadratics(safety="any")
 MILD = land.quadratics(decades=4.0, inside=True)
 FACTORS = land.factors()
@@ -40,7 +42,7 @@ DESCENT_STEPS = 20
     family=TABLES,
     parts=("any logits in the ball", "the trained ones", "surplus"),
     relation=(">=", ">=", "=="),
-    assumptions=(land.FULL_SAFETY, draw.EXACT_PROXY),
+    assumptions=(tables.FULL_SAFETY, draw.EXACT_PROXY),
     without={
         "full-support safety data": "not needed for the inequality, only for finite aligned logits to start from",
         "exact proxy": lambda: _proxied(1.0),
@@ -84,7 +86,7 @@ def no_ball_is_below_the_pareto_set(instance: Landscape) -> Sides:
     family=SMALL_BALLS,
     parts=("any logits in the ball", "the trained ones", "safer than the limit", "the limit"),
     relation=("<=", "<=", "<=", "=="),
-    assumptions=(land.FULL_SAFETY, land.SMALL_BALL, draw.COVERED),
+    assumptions=(tables.FULL_SAFETY, tables.SMALL_BALL, draw.COVERED),
     without={
         "full-support safety data": "the loss of the aligned policy is then added on the left",
         "small ball": lambda: _proxied(4.0),
@@ -108,7 +110,7 @@ def a_ball_needs_no_proxy(instance: Table) -> Sides:
     statement=r"G_s\le\min\{\tfrac12\beta_s\varepsilon^2,\ \ell_f\varepsilon/\lambda+\mathrm{osc}\cdot\mathrm{TV}(D_s,\hat D_s)\}",
     family=PROXIED,
     parts=("by the ball", "by the penalty", "no worse than the start"),
-    assumptions=(land.FULL_SAFETY,),
+    assumptions=(tables.FULL_SAFETY,),
     without={"full-support safety data": "the loss of the aligned policy is then added on the right"},
     makes_precise=RESTRICTIVE,
 )

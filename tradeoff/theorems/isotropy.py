@@ -11,6 +11,7 @@ from tradeoff.problems.quadratic import half_square, length, spectrum
 from tradeoff.problems.tabular import Tabular
 from tradeoff.theorems import instances as draw
 from tradeoff.theorems import landscapes as land
+from tradeoff.theorems import table_instances as tables
 from tradeoff.theorems._expressions import over
 from tradeoff.theorems._quadratics import (
     FAR,
@@ -279,7 +280,7 @@ def a_table_pays_the_price(instance: AtPenalty) -> Sides:
     """Measured on the policies themselves, a small ball and a large penalty cost what the formulas say."""
     world = instance.world
     s, f = world.safety, world.capability
-    g, D = land.table_pull(world), f.P - s.P
+    g, D = tables.pull(world), f.P - s.P
     step = 1 / FAR
     centred = step * (g - jnp.sum(s.P * g, axis=-1, keepdims=True))
     lost = jnp.log1p(jnp.sum(s.P * dv.expm1_minus_x(centred), axis=-1))

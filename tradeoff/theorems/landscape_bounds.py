@@ -6,13 +6,15 @@ from tradeoff.parameter_constraint import solve
 from tradeoff.problems.quadratic import half_square, length
 from tradeoff.problems.tabular import Tabular
 from tradeoff.theorems import landscapes as land
+from tradeoff.theorems import table_instances as tables
 from tradeoff.theorems._expressions import over
 from tradeoff.theorems._quadratics import LANDSCAPE, MILD, PAIRS, greatest, least
 from tradeoff.theorems.claim import Sides, Tight, theorem
-from tradeoff.theorems.landscapes import Landscape, Table
+from tradeoff.theorems.landscapes import Landscape
+from tradeoff.theorems.table_instances import Table
 from tradeoff.worlds.world import DataLaw, World
 
-TABLES = land.tables()
+TABLES = tables.tables()
 
 
 # --- T12: Lipschitz and smooth landscapes -----------------------------------------------------------------------
@@ -24,7 +26,7 @@ TABLES = land.tables()
     statement=r"L_s\ \ell_s\text{-Lipschitz on the ball}\Longrightarrow G_s(\theta_\varepsilon)\le\ell_s\varepsilon;\quad "
     r"\text{tabular logits: }\ell_s=\sqrt2\|p_s\|_2",
     family=TABLES,
-    assumptions=(land.FULL_SAFETY, land.IN_BALL),
+    assumptions=(tables.FULL_SAFETY, tables.IN_BALL),
     without={
         "full-support safety data": "the slope of L_s is bounded all the same; only the aligned logits are at infinity",
         "in the ball": lambda: _table([0.99, 0.01], [0.01, 0.99], length=9.0, radius=1.0),
@@ -119,7 +121,7 @@ def capability_comes_at_least_in_proportion(instance: Landscape) -> Sides:
     r"s\|g\|-\tfrac14\max p_f\,s^2\le\mathrm{gain}(\theta_\varepsilon)\le\min\{\varepsilon\|g\|,\sqrt2\|p_f\|_2\varepsilon\}",
     family=TABLES,
     parts=("smooth", "in the task's contexts", "gain at least", "gain at most", "gain by slope"),
-    assumptions=(land.FULL_SAFETY, land.IN_BALL),
+    assumptions=(tables.FULL_SAFETY, tables.IN_BALL),
     without={
         "full-support safety data": "the curvature of L_s is bounded all the same; only the aligned logits are at infinity",
         "in the ball": lambda: _table([0.5, 0.5], [0.01, 0.99], length=0.1, radius=0.01),
@@ -135,7 +137,7 @@ def a_table_has_explicit_constants(instance: Table) -> Sides:
     # Gradient methods and active-constraint solutions move no logit outside the task's contexts.
     in_task = jnp.where(p_f[:, None] > 0, instance.step, 0)
     here, there = instance.problem.gaps(instance.logits), instance.problem.gaps(aligned + in_task)
-    g = land.table_pull(world)
+    g = tables.pull(world)
     slope, beta = length(g), jnp.max(p_f) / 2
     s = jnp.minimum(radius, slope / beta)
     start = instance.problem.gaps(aligned).capability

@@ -6,11 +6,13 @@ from tradeoff.divergences import root
 from tradeoff.parameter_constraint import penalised_path, solve
 from tradeoff.problems.quadratic import half_square, length
 from tradeoff.theorems import landscapes as land
+from tradeoff.theorems import table_instances as tables
 from tradeoff.theorems._quadratics import DEFINITE, greatest, least
 from tradeoff.theorems.claim import Sides, Tight, theorem
-from tradeoff.theorems.landscapes import Landscape, Table
+from tradeoff.theorems.landscapes import Landscape
+from tradeoff.theorems.table_instances import Table
 
-TABLES = land.tables()
+TABLES = tables.tables()
 LIMITS = "fundamental limits of the safety-capability trade-off"
 
 
@@ -63,7 +65,7 @@ def both_gaps_cannot_be_small(instance: Landscape) -> Sides:
     statement=r"\sqrt{G_f(\theta)}\ge\sqrt{G_f(\theta_s)}-\sqrt{\beta_f/2}\,\|\theta-\theta_s\|,\qquad\beta_f=\tfrac12\max p_f",
     family=TABLES,
     relation=">=",
-    assumptions=(land.FULL_SAFETY,),
+    assumptions=(tables.FULL_SAFETY,),
     without={"full-support safety data": "a policy that rules out a response has no finite logits to start from"},
     makes_precise=LIMITS,
 )

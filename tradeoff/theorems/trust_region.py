@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from tradeoff.divergences import root
 from tradeoff.gaps import Gaps
 from tradeoff.parameter_constraint import path, penalised_path, soft_path, solve
 from tradeoff.problems import quadratic
@@ -30,7 +31,7 @@ from tradeoff.tolerances import DERIVATIVE, IDENTITY, LIMIT
 
 COMMUTING = land.quadratics(commuting=True, safety="any")
 PENCIL = land.quadratics(decades=2.5)
-ISOTROPIC = land.quadratics(decades=3.0, isotropic=True)
+ISOTROPIC = land.quadratics(decades=4.0, isotropic=True)
 PEAK = land.around_pair(quadratic.not_monotone(), 0.919409, 0.01)
 
 
@@ -220,7 +221,9 @@ def a_ball_is_a_penalty_that_sees_no_landscape(instance: Landscape) -> Sides:
     ball, penalty = soft_path(quad, instance.lam), penalised_path(quad, instance.lam / c)
     d = quad.displacement
     unit_f, unit_s = half_square(quad.H_f, d), c * jnp.sum(d**2) / 2
-    apart = length(ball.displacement - penalty.displacement) / length(d)
+    # In what the penalised objective sees: beyond the range of H_f it holds δ = 0 by the least curvature of H_s alone.
+    seen = quad.H_f + instance.lam / c * quad.H_s
+    apart = root(half_square(seen, ball.displacement - penalty.displacement) / half_square(seen, d))
     one = jnp.ones_like(apart)
     return (
         jnp.stack([one + apart, ball.gaps.safety / unit_s, ball.gaps.capability / unit_f]),
