@@ -167,6 +167,8 @@ class EWC(Strategy):
 def fisher(engine: Engine, weights: Weights) -> Weights:
     r"""The diagonal Fisher information $E_{\hat p_s}E_{\pi}(\partial\log\pi)^2$, exact: one gradient for every cell of the table.
 
+    Of the law given that the answer is one of those listed, as `Alignment` is.
+
     Args:
         engine: whose policy and safety prompts.
         weights: where.
@@ -176,12 +178,14 @@ def fisher(engine: Engine, weights: Weights) -> Weights:
     """
     data, policy = engine.data, normalised(engine.log_policy(weights))
     xp = namespace({"": policy})
-    chances = xp.sum(data.safety, axis=-1, keepdims=True) * xp.exp(policy)
+    law = xp.exp(policy)
+    chances = xp.sum(data.safety, axis=-1, keepdims=True) * law
     total = zeros(weights)
     for x in range(policy.shape[0]):
+        here = xp.astype(xp.arange(policy.shape[0])[:, None] == x, policy.dtype)
         for y in range(policy.shape[1]):
-            rows = xp.arange(policy.shape[0])[:, None] == x
-            only = rows & (xp.arange(policy.shape[1])[None, :] == y)
-            slope = engine.gradient(Cells(xp.astype(only, policy.dtype)), weights)
+            said = xp.astype(xp.arange(policy.shape[1])[None, :] == y, policy.dtype)
+            # The log of the normalised law: its cells sum to 0 in a row.
+            slope = engine.gradient(Cells(here * (said - law)), weights)
             total = each(lambda t, g, p=chances[x, y]: t + p * g**2, total, slope)
     return total
