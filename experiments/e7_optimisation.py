@@ -5,6 +5,7 @@ experiment is sampled. Whatever a run loses splits into what the frontier demand
 without noise, and what the noise adds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tradeoff import Gaps, dynamics
 from tradeoff.problems import Quadratic
 from tradeoff.tolerances import IDENTITY, ROOT
 
+Law = Callable[..., tuple[Gaps, Gaps]]
+"""From a learning rate and another number to the expected gaps of a run, and those without noise."""
 READINGS = ("tracked", "through", "to the start")
 
 
@@ -76,7 +79,7 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
     }
     averaged = Gaps(*(jnp.stack([getattr(g, axis) for g in swept.values()]) for axis in ("safety", "capability")))
     demanded, demanded_quiet = (least(quad, gaps.capability) for gaps in (plain, quiet))
-    _check(plain, demanded, quad, law, rates, settings)
+    _check(plain, demanded, law, rates)
     unit = {"units": "unit of the losses"}
     return xr.Dataset(
         {
@@ -101,11 +104,12 @@ def least(quad: Quadratic, capability: Array) -> Array:
     return jnp.where(gains > 0, e3.safety_at_gain(quad, jnp.maximum(gains, 0)), 0)
 
 
-def _grid(law):  # noqa: ANN001, ANN202  (a function of a rate and another number, to one of arrays of both)
+def _grid(law: Law) -> Law:
+    """A law of a rate and another number as one of arrays of both: shape (others, rates)."""
     return jax.jit(jax.vmap(jax.vmap(law, (0, None)), (None, 0)))
 
 
-def _check(plain: Gaps, demanded: Array, quad: Quadratic, law, rates: np.ndarray, settings: Settings) -> None:  # noqa: ANN001
+def _check(plain: Gaps, demanded: Array, law: Law, rates: np.ndarray) -> None:
     below = float(jnp.max(demanded - plain.safety))
     if below > ROOT.absolute:
         raise RuntimeError(f"a run is {below:.2e} safer than the frontier allows at its capability.")
