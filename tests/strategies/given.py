@@ -7,6 +7,8 @@ import jax
 
 from tradeoff.strategies import Engine
 
+NO_POLICY = "losses that are written down have no policy and draw nothing: the strategy under test should not ask"
+
 
 class Given(Engine):
     """Losses by their roles, each a function of weights by name."""
@@ -22,7 +24,7 @@ class Given(Engine):
 
     @property
     def data(self):
-        raise NotImplementedError
+        raise AssertionError(NO_POLICY)
 
     def value(self, loss, weights):
         return self.losses[loss.role](weights)
@@ -31,13 +33,13 @@ class Given(Engine):
         return jax.grad(self.losses[loss.role])(dict(weights))
 
     def log_policy(self, weights):
-        raise NotImplementedError
+        raise AssertionError(NO_POLICY)
 
     def normal(self, label, step, like):
-        raise NotImplementedError
+        raise AssertionError(NO_POLICY)
 
     def uniform(self, label, step, shape):
-        raise NotImplementedError
+        raise AssertionError(NO_POLICY)
 
     def either(self, condition, then, otherwise):
         return then() if condition else otherwise()

@@ -10,7 +10,7 @@ from tests.strategies import toys
 from tradeoff.bridge.training import plain_descent, train
 from tradeoff.dynamics import descend
 from tradeoff.problems import SoftmaxLinear
-from tradeoff.strategies import EMA, SAFETY, TASK, Ball, Strategy, compose, registry
+from tradeoff.strategies import EMA, SAFETY, TASK, Ball, compose, registry
 from tradeoff.tolerances import IDENTITY
 from tradeoff.worlds import World
 
@@ -78,8 +78,7 @@ def test_it_goes_the_same_way_twice_and_when_stopped(row):
 def test_it_composes(row):
     """With an average beside it, or where that would discard what it exports a ball too large to bind, it trains as alone."""
     strategy = toys.strategy(row)
-    exports = type(strategy).export is not Strategy.export
-    both = run(compose(strategy, Ball(float("inf")) if exports else EMA(0.5)), row)
+    both = run(compose(strategy, Ball(float("inf")) if strategy.exports else EMA(0.5)), row)
     np.testing.assert_array_equal(both.parameters, run(strategy, row).parameters)
 
 

@@ -45,6 +45,11 @@ class Lisa(Strategy):
     needs = ("safety data",)
     owns = "loss"
 
+    @property
+    def exports(self) -> str:
+        """One of its two states, if asked for."""
+        return "" if self.exported == "last" else "own"
+
     def __post_init__(self) -> None:
         """Check the settings."""
         at_least_zero(self, "rho", "the pull ρ")

@@ -44,9 +44,9 @@ class EMA(Strategy):
     source = "kim2025rethinking"
 
     @property
-    def exports_average(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether an average is tracked."""
-        return self.reading == "tracked"
+    def exports(self) -> str:
+        """The average, if one is tracked."""
+        return "own" if self.reading == "tracked" else ""
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -102,7 +102,7 @@ class LAWA(Strategy):
     every: int = static(default=1)
 
     kind = "weights"
-    exports_average = True
+    exports = "own"  # pyright: ignore[reportAssignmentType]
     source = "lawa2022"
 
     def __post_init__(self) -> None:
@@ -152,7 +152,7 @@ class SWA(Strategy):
     every: int = static(default=1)
 
     kind = "weights"
-    exports_average = True
+    exports = "own"  # pyright: ignore[reportAssignmentType]
     source = "swa2018"
 
     def __post_init__(self) -> None:

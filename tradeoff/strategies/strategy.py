@@ -87,8 +87,11 @@ class Strategy(ABC):
     owns: ClassVar[str] = ""
     """What no second strategy of a composition may own too: "loss" (it replaces the loss) or "step" (it sets the step's
     length, so the optimiser must be plain descent with learning rate 1)."""
-    exports_average: ClassVar[bool] = False
-    """Whether `export` gives an average of the run, and not a map of the weights that it is handed."""
+
+    @property
+    def exports(self) -> str:
+        """What `export` gives: "" for the weights as they are, "map" for a map of those it is handed, "own" for others."""
+        return "" if type(self).export is Strategy.export else "map"
 
     def check(self, engine: Engine) -> None:  # noqa: B027  (most rules forbid nothing)
         """Refuse a start that the rule forbids; called with numbers, before anything is compiled."""
@@ -226,9 +229,9 @@ def compose(*parts: Strategy) -> Strategy:
             raise ValueError(
                 f"{type(part).__name__} replaces the loss and would discard what {before} does to it; give it first."
             )
-        if part.exports_average and any(type(other).export is not Strategy.export for other in flat[:place]):
+        if part.exports == "own" and any(other.exports for other in flat[:place]):
             raise ValueError(
-                f"{type(part).__name__} exports its average and would discard what the strategies before it make of the "
+                f"{type(part).__name__} exports weights of its own and would discard what the strategies before it make of the "
                 "weights; give it before them."
             )
         if part.owns == "step" and place < len(flat) - 1 and any(_changes_gradient(p) for p in flat[place + 1 :]):
