@@ -36,7 +36,8 @@ class Row(NamedTuple):
         make: it, with its defaults.
         off: it, at a setting at which it is plain fine-tuning (of the stage it belongs to), or the reason that there is none.
         stage: "alignment" for what makes a model harder to misalign before the task is known, "data" and "decoding" for
-            what only maps examples or logits and is not run by an engine, "fine-tuning" for the rest.
+            what only maps examples or logits and is not run by an engine, "probed" for what needs a model with probes on
+            its hidden states, "fine-tuning" for the rest.
         knob: the setting that trades safety for capability, if there is one.
         values: at which a comparison tries it.
     """
@@ -100,7 +101,7 @@ ROWS: tuple[Row, ...] = (
     Row("lawa", lambda _: LAWA(last=3, every=2), lambda _: LAWA(last=1)),
     Row("swa", lambda _: SWA(since=6, every=2), lambda _: SWA(since=10**6)),
     Row("merge-linear", lambda _: Merge(), lambda _: Merge(weight=1.0), knob="weight", values=(0.2, 0.4, 0.6, 0.8)),
-    Row("wise-ft", lambda _: Merge(), lambda _: Merge(weight=1.0)),
+    Row("wise-ft", lambda _: Merge(), lambda _: Merge(weight=1.0), knob="weight", values=(0.2, 0.4, 0.6, 0.8)),
     Row(
         "merge-slerp",
         lambda _: Merge(way="slerp"),
@@ -117,7 +118,13 @@ ROWS: tuple[Row, ...] = (
         knob="scale",
         values=(0.25, 0.5, 1.0, 2.0),
     ),
-    Row("resta-dare", lambda w: TaskArithmetic(scaled(0.9, w), drop=0.5), lambda w: TaskArithmetic(w, 0.0, 0.5)),
+    Row(
+        "resta-dare",
+        lambda w: TaskArithmetic(scaled(0.9, w), drop=0.5),
+        lambda w: TaskArithmetic(w, 0.0, 0.5),
+        knob="scale",
+        values=(0.25, 0.5, 1.0, 2.0),
+    ),
     Row("safe-lora", lambda w: SafeLoRA(scaled(0.5, w), 0.99, outputs=1), lambda w: SafeLoRA(w, -1.0)),
     Row(
         "safegrad",
@@ -160,6 +167,8 @@ ROWS: tuple[Row, ...] = (
         lambda _: TVaccine(0.1, layers=1, within=""),
         lambda _: TVaccine(0.0, layers=1, within=""),
         "alignment",
+        knob="rho",
+        values=(0.03, 0.1, 0.3),
     ),
     Row("booster", lambda _: Booster(), lambda _: Booster(0.0), "alignment", knob="lam", values=(0.3, 1.0, 5.0)),
     Row("smoothed", lambda _: Smoothed(), lambda _: Smoothed(0.0), "alignment", knob="sigma", values=(0.01, 0.1, 0.3)),
@@ -190,7 +199,7 @@ def get(name: str) -> Row:
     """The row of a name.
 
     Raises:
-        KeyError: when there is none; the nearest names are given.
+        KeyError: when there is none; the names are listed.
     """
     for row in ROWS:
         if row.name == name:
