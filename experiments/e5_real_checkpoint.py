@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 import tradeoff as to
 from experiments.common import penalties
 from tradeoff import bridge, loss_constraint, studies
-from tradeoff.tolerances import SCORE
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,8 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
     safety = np.stack([each.safety_gap for each in runs])
     capability = np.stack([each.capability_gap for each in runs])
     front = to.frontier.exact(world, penalties(settings.least, settings.greatest, settings.count))
-    distance = np.asarray(front.distance(np.stack([safety, capability], axis=-1)))
-    limit = np.asarray(to.frontier.lower_limit(world, safety))
-    _certify(distance, capability - limit, settings)
+    certified = to.frontier.certify(world, np.stack([safety, capability], axis=-1))
+    limit = capability - np.asarray(certified.above_limit)
     optimum, value = loss_constraint.gaps(world, lam), np.asarray(loss_constraint.value(world, lam))
     surplus = capability + lam[:, None] * safety - value[:, None]
     path, nats = ("penalty", "step"), {"units": "nats"}
@@ -59,7 +56,11 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
         {
             "safety_gap": (path, safety, nats),
             "capability_gap": (path, capability, nats),
-            "distance": (path, distance, nats | {"long_name": "distance to the exact frontier, along the diagonal"}),
+            "distance": (
+                path,
+                np.asarray(certified.distance),
+                nats | {"long_name": "distance to the exact frontier, along the diagonal"},
+            ),
             "surplus": (
                 path,
                 surplus,
@@ -110,15 +111,3 @@ def _cell(folder: Path, checkpoint: bridge.Checkpoint, world: to.World, recipe: 
         [bridge.identity(checkpoint, world, recipe), sources, libraries, checkpoint.device.type], sort_keys=True
     )
     return folder / f"penalty-{recipe.penalty:g}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
-
-
-def _certify(distance: NDArray[np.float64], above_limit: NDArray[np.float64], settings: Settings) -> None:
-    """Raise when a point is where no policy of any kind can be."""
-    for what, margin in (("the exact frontier (T7)", distance), ("the fundamental limit (T8)", above_limit)):
-        row, step = np.unravel_index(int(np.argmin(margin)), margin.shape)
-        if not margin[row, step] >= -SCORE.absolute:
-            raise RuntimeError(
-                f"at λ = {settings.penalties[row]:g}, step {step}, the measured point lies {-margin[row, step]:.3g} "
-                f"nats below {what}. No model can be there: this is a bug in the scores or in the frontier. Please "
-                "report it with these settings."
-            )

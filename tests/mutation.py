@@ -1,7 +1,9 @@
 """How many slips of the pen in the theory's own code its tests find.
 
 `python -m tests.mutation` applies random mutations to the package, one at a time, to copies of it, runs the tests of the
-mutated module on each, and writes what survived to `docs/evidence/mutation.json`. The mutations are cosmic-ray's
+mutated module on each, and writes what survived to `docs/evidence/mutation.json`; `--again` tries only what survived the
+last time. A survivor that changes nothing that a caller can see is named in `EQUIVALENT`, with the reason, after somebody
+read it; it does not count. The mutations are cosmic-ray's
 (`pip install 'tradeoff[mutation]'`), less those that no test could or any test would find: decorators taken off (a function
 that is not compiled gives the same numbers), type annotations, and operators of another kind than the one replaced.
 """
@@ -33,7 +35,8 @@ from tradeoff._files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "evidence" / "mutation.json"
-SEED, WORKERS, PATIENCE = 0, 2, 400
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
+SEED, WORKERS, PATIENCE = 0, 2, 900
 ARITHMETIC, ORDER = {"Add", "Sub", "Mul", "Div", "Pow"}, {"Lt", "LtE", "Gt", "GtE"}
 KINDS = [ARITHMETIC, ORDER, {"Eq", "NotEq"}, {"Is", "IsNot"}, {"In", "NotIn"}, {"BitAnd", "BitOr"}, {"USub", "UAdd"}]
 LEFT_OUT = {"RemoveDecorator", "VariableReplacer", "VariableInserter", "ExceptionReplacer"}
@@ -68,7 +71,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change to one file, and what became of it: "killed", "survived" or "timed out" (which counts as killed)."""
+    """One change to one file, and what became of it: "killed", "survived", "timed out" (which counts as killed) or "equivalent"."""
 
     file: str
     line: int
@@ -204,8 +207,11 @@ def passes(tests: tuple[str, ...], copy: Path) -> bool:
     return run.returncode == 0
 
 
-def main(names: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Sample, judge and record; rooms by name, all unless told."""
+    names = [argument for argument in arguments if argument != "--again"]
+    if unknown := set(names) - set(rooms()):
+        raise SystemExit(f"no room is named {', '.join(unknown)}; there are {', '.join(rooms())}.")
     kept = json.loads(OUT.read_text()) if OUT.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         copies: Queue[Path] = Queue()
@@ -224,6 +230,10 @@ def main(names: list[str]) -> None:
                 continue
             every = [place for file in room.files for place in places_of(file)]
             chosen = random.Random(SEED).sample(every, min(room.sample, len(every)))
+            tried = len(chosen)
+            if "--again" in arguments:
+                alive = [_told_apart(one) for one in kept[name]["survivors"]]
+                chosen = [place for place in chosen if _told_apart(asdict(mutated(place)[0])) in alive]
             for tests in {tests_of(place.file, room) for place in chosen}:
                 if not passes(tests, Path(folder) / "0"):
                     raise SystemExit(f"{name}: its tests fail without any mutation: {' '.join(tests)}")
@@ -233,10 +243,10 @@ def main(names: list[str]) -> None:
                 for task in tasks:
                     judged.append(task.result())
                     bar.update()
-            kept[name] = _summary(judged, len(every))
+            kept[name] = _summary(judged, tried, len(every))
             text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
             write_atomically(OUT, lambda beside, text=text: beside.write_text(text))
-            print(name, {key: value for key, value in kept[name].items() if key != "survivors"})
+            print(name, {key: value for key, value in kept[name].items() if not isinstance(value, list)})
 
 
 def _copy(to: Path) -> Path:
@@ -244,10 +254,28 @@ def _copy(to: Path) -> Path:
     return to
 
 
-def _summary(judged: list[Mutant], possible: int) -> dict:
-    alive = [mutant for mutant in judged if mutant.outcome == "survived"]
-    share = round(1 - len(alive) / len(judged), 3)
-    return {"possible": possible, "tried": len(judged), "killed": share, "survivors": [asdict(one) for one in alive]}
+def _told_apart(mutant: dict) -> tuple[str, str, str]:
+    return mutant["file"], mutant["before"], mutant["after"]
+
+
+def _summary(judged: list[Mutant], tried: int, possible: int) -> dict:
+    """What is recorded of a room: of the mutants that change something, which share was killed."""
+    reasons = {_told_apart(one): one["reason"] for one in json.loads(EQUIVALENT.read_text())}
+    survivors = [asdict(mutant) for mutant in judged if mutant.outcome == "survived"]
+    same = [
+        one | {"outcome": "equivalent", "reason": reasons[_told_apart(one)]}
+        for one in survivors
+        if _told_apart(one) in reasons
+    ]
+    alive = [one for one in survivors if _told_apart(one) not in reasons]
+    share = round(1 - len(alive) / (tried - len(same)), 3)
+    return {
+        "possible": possible,
+        "tried": tried,
+        "changed nothing": len(same),
+        "killed of the others": share,
+        "survivors": alive + same,
+    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tradeoff as to
 from tests.problems import WORLDS
 from tradeoff import frontier
 from tradeoff import loss_constraint as c1
-from tradeoff.tolerances import EXACT, IDENTITY, ROOT
+from tradeoff.tolerances import EXACT, IDENTITY, ROOT, SCORE
 
 LAMS = jnp.logspace(-3, 3, 25)
 
@@ -113,3 +113,27 @@ def test_negative_gaps_are_refused():
     for function in (front.capability_at, lambda tau: frontier.lower_limit(WORLDS["golden"], tau)):
         with pytest.raises(ValueError, match=r"safety_gap is -0\.1"):
             function(-0.1)
+
+
+def test_a_certificate_says_how_far_points_are_from_both_bounds():
+    world = WORLDS["golden"]
+    points = to.Gaps(jnp.array([0.1, 2.0]), jnp.array([0.3, 0.5]))
+    found = frontier.certify(world, points)
+    np.testing.assert_array_equal(found.distance, frontier.exact(world, LAMS).distance(points))
+    np.testing.assert_array_equal(found.above_limit, points.capability - frontier.lower_limit(world, points.safety))
+
+
+@pytest.mark.parametrize(("below", "message"), [(1e-3, "point 1 of those .* lies 0.001 nats below the exact frontier")])
+def test_a_point_where_no_model_can_be_is_called_a_bug(below, message):
+    world, rounding = WORLDS["golden"], SCORE.absolute / 2
+    best = c1.gaps(world, jnp.array([1.0, 2.0]))
+    frontier.certify(world, to.Gaps(best.safety - rounding, best.capability - rounding))
+    beyond = jnp.array([0.0, below])
+    with pytest.raises(RuntimeError, match=message):
+        frontier.certify(world, to.Gaps(best.safety - beyond, best.capability - beyond))
+
+
+def test_a_point_below_the_limit_alone_is_called_a_bug(monkeypatch):
+    monkeypatch.setattr(frontier, "_distance", lambda *_: jnp.float64(1.0))
+    with pytest.raises(RuntimeError, match="the point measured .* below the fundamental limit"):
+        frontier.certify(WORLDS["golden"], [0.0, 0.0])

@@ -14,6 +14,7 @@ from tradeoff import divergences as dv
 from tradeoff import loss_constraint
 from tradeoff._records import Numbers, record
 from tradeoff.gaps import Gaps
+from tradeoff.tolerances import SCORE
 from tradeoff.worlds.world import World
 
 
@@ -151,6 +152,60 @@ def lower_limit(world: World, safety_gap: Numbers) -> Float[Array, "*N"]:
     """
     tau = loss_constraint.check_scale("safety_gap", safety_gap)
     return _lower_limit(world, tau)
+
+
+@record
+class Certificate:
+    """How far measured points lie above what is possible: nothing measured can be below either.
+
+    Args:
+        distance: to the exact frontier, nats, of the shape of the points.
+        above_limit: capability gap less the fundamental limit at that safety gap (T8), nats, of the same shape.
+    """
+
+    distance: Float[Array, "*N"]
+    above_limit: Float[Array, "*N"]
+
+
+def certify(world: World, points: Gaps | Numbers) -> Certificate:
+    """The distances of measured points to the exact frontier and to the fundamental limit.
+
+    Args:
+        world: the world that they were measured in.
+        points: `Gaps`, or (safety, capability) pairs along the last axis, shape (..., 2), in nats.
+
+    Returns:
+        Both distances; up to a model's rounding none is negative.
+
+    Raises:
+        ValueError: when points are not pairs, or NaN.
+        RuntimeError: when a point lies where no policy of any kind can be, which is a bug and not a result.
+
+    Example:
+        >>> from tradeoff import worlds
+        >>> found = certify(worlds.golden(), [0.5, 0.25])
+        >>> round(float(found.distance), 6), round(float(found.above_limit), 6)
+        (0.222306, 0.25)
+
+    Source: T7, T8(c) (framework).
+    """
+    safety, capability = _pairs(points)
+    world = world.with_exact_proxy()
+    found = Certificate(_distance(world, safety, capability), capability - lower_limit(world, jnp.maximum(safety, 0)))
+    for what, margin in (
+        ("the exact frontier (T7)", found.distance),
+        ("the fundamental limit (T8)", found.above_limit),
+    ):
+        margins = np.asarray(margin)
+        least = np.unravel_index(int(np.argmin(margins)), margins.shape)
+        if not margins[least] >= -SCORE.absolute:
+            where = f"point {', '.join(map(str, least))} of those" if least else "the point"
+            raise RuntimeError(
+                f"{where} measured has gaps ({float(safety[least]):.6g}, {float(capability[least]):.6g}) and lies "
+                f"{-margins[least]:.3g} nats below {what}. No model can be there: this is a bug in the scores or in the "
+                "frontier. Please report it with the world and the gaps."
+            )
+    return found
 
 
 def hellinger_arc(gap: Array) -> Array:
