@@ -163,6 +163,19 @@ def test_the_bound_on_an_interval_of_penalties_is_one_and_is_near(name, width):
         np.testing.assert_allclose(bound, found.min(axis=1), rtol=width, atol=width**2)
 
 
+def test_where_every_penalty_costs_nothing_none_is_best():
+    law = WORLDS["golden"].safety
+    assert c1.best_penalty(to.World(law, law)) == 0
+
+
+def test_the_optimal_policy_is_differentiable_where_it_may_not_say_a_response():
+    world = WORLDS["escaping"]
+    said = jnp.isfinite(c1.optimal_policy(world, 0.7))
+    assert not bool(jnp.all(world.safety.P > 0))
+    gradient = jax.grad(lambda w: jnp.sum(jnp.where(said, c1.optimal_policy(w, 0.7), 0)))(world)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+
+
 def test_best_penalty_is_found_where_the_task_hardly_sees_a_prompt():
     """The odds of task and safety data are e^-92 on the only shared prompt, and so is the best penalty."""
     rare = 1e-40
