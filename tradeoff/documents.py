@@ -88,7 +88,7 @@ def index(claims: Sequence[Theorem]) -> str:
         groups.setdefault(claim.makes_precise or "the framework itself", []).append(claim)
     lines = ["# Theorems\n", "Each claim of the literature, and the theorems that make it precise.\n"]
     for precise, members in groups.items():
-        lines += [f"## {precise[:1].upper()}{precise[1:]}\n", "| | |", "|---|---|"]
+        lines += [f"## {precise[:1].upper()}{precise[1:]}\n", "| theorem | in short |", "|---|---|"]
         lines += [f"| [{claim.name}]({claim.name}.md) | {claim.title} |" for claim in members]
         lines.append("")
     return "\n".join(lines)
