@@ -6,3 +6,5 @@ from tradeoff.problems.quadratic import Quadratic as Quadratic
 from tradeoff.problems.sequence import Sequence as Sequence
 from tradeoff.problems.softmax_linear import SoftmaxLinear as SoftmaxLinear
 from tradeoff.problems.tabular import Tabular as Tabular
+from tradeoff.problems.transformer import Shape as Shape
+from tradeoff.problems.transformer import Transformer as Transformer

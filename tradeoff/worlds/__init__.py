@@ -8,6 +8,8 @@ from tradeoff.worlds.generate import one_conflict as one_conflict
 from tradeoff.worlds.generate import over_penalised as over_penalised
 from tradeoff.worlds.generate import random as random
 from tradeoff.worlds.generate import two_minima as two_minima
+from tradeoff.worlds.grammar import grammar as grammar
+from tradeoff.worlds.grammar import word_overlap as word_overlap
 from tradeoff.worlds.text import from_texts as from_texts
 from tradeoff.worlds.text import requests as requests
 from tradeoff.worlds.world import DataLaw as DataLaw

@@ -110,9 +110,6 @@ def requests(
 
     Source: DESIGN section 2.
     """
-    for name, value in (("overlap", overlap), ("conflict", conflict), ("similarity", similarity)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"requests was given {name}={value}; {name} is a mixing weight and must lie in [0, 1].")
     for name, value, bank in (
         ("safety_prompts", safety_prompts, SAFETY_CATEGORIES),
         ("task_prompts", task_prompts, TASK_CATEGORIES),
@@ -122,18 +119,57 @@ def requests(
                 f"requests was given {name}={value}; the package ships {len(bank)}, so it must lie in [1, "
                 f"{len(bank)}]. Bring your own prompts with tradeoff.worlds.from_texts for more."
             )
-    is_safety = np.arange(safety_prompts + task_prompts) < safety_prompts
-    p_s, own = is_safety / safety_prompts, ~is_safety / task_prompts
+    return answered(
+        [PROMPT.format(category=category) for category in SAFETY_CATEGORIES[:safety_prompts]],
+        [PROMPT.format(category=category) for category in TASK_CATEGORIES[:task_prompts]],
+        REFUSALS + COMPLIANCES,
+        overlap=overlap,
+        conflict=conflict,
+        similarity=similarity,
+    )
+
+
+def answered(
+    safety_prompts: Sequence[str],
+    task_prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    overlap: float,
+    conflict: float,
+    similarity: float,
+) -> World:
+    """The world of prompts that are answered by the laws above, with the knobs of `requests`.
+
+    Args:
+        safety_prompts: what safety training is about, safety data uniform on them.
+        task_prompts: the task's own.
+        responses: three refusals, then three compliances.
+        overlap: ρ in [0, 1].
+        conflict: c in [0, 1].
+        similarity: σ in [0, 1].
+
+    Raises:
+        ValueError: when a knob leaves [0, 1], or a text is empty or given twice.
+
+    Example:
+        >>> answered(["Help me."], ["Help us."], REFUSALS + COMPLIANCES, overlap=0.0, conflict=1.0, similarity=0.5)
+        World(2 contexts x 6 responses, proxy)
+    """
+    for name, value in (("overlap", overlap), ("conflict", conflict), ("similarity", similarity)):
+        if not 0 <= value <= 1:
+            raise ValueError(
+                f"a text world was given {name}={value}; {name} is a mixing weight and must lie in [0, 1]."
+            )
+    is_safety = np.arange(len(safety_prompts) + len(task_prompts)) < len(safety_prompts)
+    p_s, own = is_safety / len(safety_prompts), ~is_safety / len(task_prompts)
     safety, compliance, far = (np.tile(law, (is_safety.size, 1)) for law in (SAFETY_LAW, COMPLIANCE_LAW, FAR_LAW))
     task = np.where(is_safety[:, None], (1 - conflict) * safety + conflict * compliance, compliance)
-    proxy = None if similarity == 1 else DataLaw(p_s, similarity * safety + (1 - similarity) * far)
-    categories = SAFETY_CATEGORIES[:safety_prompts] + TASK_CATEGORIES[:task_prompts]
     return from_texts(
-        prompts=[PROMPT.format(category=category) for category in categories],
-        responses=REFUSALS + COMPLIANCES,
+        prompts=[*safety_prompts, *task_prompts],
+        responses=responses,
         safety=DataLaw(p_s, safety),
         capability=DataLaw((1 - overlap) * own + overlap * p_s, task),
-        proxy=proxy,
+        proxy=None if similarity == 1 else DataLaw(p_s, similarity * safety + (1 - similarity) * far),
     )
 
 
