@@ -27,7 +27,17 @@ def test_every_supervised_position_of_a_transition_is_a_refusal():
     row = DeRTa(refusal=9).transitions(TRIPLE)
     assert row.tokens == (1, 2, 4, 5, 6, 7)
     assert row.labels == (-100, -100, 9, 9, 9, 9)
-    assert set(DeRTa().transitions(TRIPLE).labels) == {-100, SORRY}
+    assert row.weight == 1
+    assert DeRTa(9, transition=0.3).transitions(TRIPLE).weight == 0.3
+
+
+def test_the_refusal_token_may_be_a_word_that_is_one_token():
+    assert set(DeRTa().tokenised({SORRY: (7,)}.__getitem__).transitions(TRIPLE).labels) == {-100, 7}
+    assert DeRTa(9).tokenised({}.__getitem__).refusal == 9
+    with pytest.raises(ValueError, match="refusal='Sorry', which is 2 tokens"):
+        DeRTa().tokenised(lambda _: (7, 8))
+    with pytest.raises(TypeError, match="a word, and labels are ids"):
+        DeRTa().transitions(TRIPLE)
 
 
 def test_benign_rows_are_untouched():
@@ -87,9 +97,9 @@ def test_bad_settings_and_rows_are_refused():
     with pytest.raises(TypeError, match="'words' cuts words"):
         DeRTa(rule="words").prefixed(TRIPLE, 0.5)
     with pytest.raises(TypeError, match="tokenise the row"):
-        DeRTa().transitions(Triple("q", "r", "h"))
+        DeRTa(9).transitions(Triple("q", "r", "h"))
     with pytest.raises(ValueError, match="world of 3 tokens"):
-        DeRTa().cells(SAFE, HARMFUL, TOKENS)
+        DeRTa(9).cells(SAFE, HARMFUL, TOKENS)
 
 
 # --- the world of tokens -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The loss of a text world for a checkpoint whose lower layers are frozen: scores and gradients in one packed pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -8,33 +9,78 @@ import torch
 
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoints import Checkpoint
+from tradeoff.bridge.probes import Probes, Probing
 
 CellWeights = np.ndarray | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
 """What each cell weighs, shape (X, Y), or a function from the scores of the pass to that."""
 
 
-class Objective:
-    r"""The weighted cross-entropy $-\sum c\log\pi$ of a text world; what the lower layers compute is computed once."""
+class Rows:
+    """Packed rows and a checkpoint's layers over them; what the frozen lower layers compute is computed once."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, encoding: policy.Encoding, upper_layers: int | None, batch_size: int
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, batches: Sequence[policy.Batch], upper_layers: int | None) -> None:
         trunk = checkpoint.model.base_model
-        self.scorer = policy.Scorer(encoding.responses, checkpoint.model.get_output_embeddings())
-        self.norm = trunk.norm
+        self.batches, self.norm = batches, trunk.norm
         self.layers = trunk.layers[first_adapted(checkpoint, upper_layers) :]
-        self.batches = []
+        self.below = []
         with torch.no_grad():
-            for batch in policy.pack(encoding, checkpoint, batch_size):
+            for batch in batches:
                 lower = trunk.embed_tokens(batch.tokens)
                 rotation = trunk.rotary_emb(lower, position_ids=batch.positions)
-                lower = _through(trunk.layers[: len(trunk.layers) - len(self.layers)], lower, batch, rotation)
-                self.batches.append((batch, lower, rotation))
+                lower = through(
+                    trunk.layers[: len(trunk.layers) - len(self.layers)], lower, batch.mask, batch.positions, rotation
+                )
+                self.below.append((lower, rotation))
+
+    def states(self, number: int) -> torch.Tensor:
+        """The states of a batch that predict what is scored."""
+        batch, (lower, rotation) = self.batches[number], self.below[number]
+        # The final norm acts on each position by itself, so only scored positions go through it.
+        return self.norm(batch.scored(through(self.layers, lower, batch.mask, batch.positions, rotation)))
+
+
+class Objective:
+    r"""The weighted cross-entropy $-\sum c\log\pi$ of a text world.
+
+    Args:
+        checkpoint: the language model.
+        encoding: the world in its tokens.
+        upper_layers: how many layers, counted from the top, are trained; `None` for all.
+        batch_size: prompts in one forward pass.
+        probing: which hidden states have probes, in `probes`; `None` for none.
+        decode: what makes of the model's logits those that are decoded from, for `decoded`; `None` for nothing.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        encoding: policy.Encoding,
+        upper_layers: int | None,
+        batch_size: int,
+        probing: Probing | None = None,
+        decode: policy.Decode | None = None,
+    ) -> None:
+        head = checkpoint.model.get_output_embeddings()
+        self.scorer = policy.Scorer(encoding.responses, head)
+        self.decoder = None if decode is None else policy.Scorer(encoding.responses, head, decode)
+        self.rows = Rows(checkpoint, policy.pack(encoding, checkpoint, batch_size), upper_layers)
+        self._probes = None
+        if probing is not None:
+            self._probes = Probes(probing, self.rows.layers, self.rows.batches, self.rows.below[0][0])
+
+    @property
+    def probes(self) -> dict[str, torch.nn.Parameter]:
+        """The probes by name."""
+        return {} if self._probes is None else self._probes.parameters
 
     def scores(self) -> np.ndarray:
         """The log-policy as it is now, shape (X, Y)."""
-        with torch.no_grad():
-            return torch.cat([self.scorer.scores(self._states(*each)) for each in self.batches]).cpu().numpy()
+        return self._scores(self.scorer)
+
+    def decoded(self) -> np.ndarray:
+        """The log-policy as it is decoded now, shape (X, Y), if there is `decode`."""
+        assert self.decoder is not None
+        return self._scores(self.decoder)
 
     def pull(self, weights: CellWeights) -> np.ndarray:
         r"""The log-policy, shape (X, Y), after adding the gradient of $-\sum c\log\pi$ to the parameters' gradients.
@@ -47,8 +93,8 @@ class Objective:
             return self._pull_by_scores(weights)
         table = weights if isinstance(weights, torch.Tensor) else torch.tensor(weights)
         scores = []
-        for each in self.batches:
-            states = self._states(*each)
+        for number in range(len(self.rows.batches)):
+            states = self._states(number)
             rows = table[sum(map(len, scores)) :][: len(states)].to(states.device)
             found, gradient = self.scorer.scores_and_pull(states, rows)
             states.backward(gradient)
@@ -56,15 +102,21 @@ class Objective:
         return torch.cat(scores).cpu().numpy()
 
     def _pull_by_scores(self, weights: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-        states = [self._states(*each) for each in self.batches]
+        states = [self._states(number) for number in range(len(self.rows.batches))]
         scores = torch.cat([self.scorer.scores(each) for each in states])
         for each, rows in zip(states, weights(scores).split([len(s) for s in states]), strict=True):
             each.backward(self.scorer.scores_and_pull(each, rows)[1])
         return scores.cpu().numpy()
 
-    def _states(self, batch: policy.Batch, lower: torch.Tensor, rotation: Any) -> torch.Tensor:
-        # The final norm acts on each position by itself, so only scored positions go through it.
-        return self.norm(batch.scored(_through(self.layers, lower, batch, rotation)))
+    def _scores(self, scorer: policy.Scorer) -> np.ndarray:
+        with torch.no_grad():
+            return torch.cat([scorer.scores(self._states(n)) for n in range(len(self.rows.batches))]).cpu().numpy()
+
+    def _states(self, number: int) -> torch.Tensor:
+        batches = self.rows.batches
+        before = sum(len(batch.tokens) for batch in batches[:number])
+        with nullcontext() if self._probes is None else self._probes.added(before, batches[number]):
+            return self.rows.states(number)
 
 
 def first_adapted(checkpoint: Checkpoint, upper_layers: int | None) -> int:
@@ -78,13 +130,12 @@ def first_adapted(checkpoint: Checkpoint, upper_layers: int | None) -> int:
     return 0 if upper_layers is None else layers - upper_layers
 
 
-def _through(layers: Any, hidden: torch.Tensor, batch: policy.Batch, rotation: Any) -> torch.Tensor:
+def through(
+    layers: Any, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, rotation: Any
+) -> torch.Tensor:
+    """Hidden states behind some layers, under a mask that is added to the attention's scores."""
     for layer in layers:
         hidden = layer(
-            hidden,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            position_embeddings=rotation,
-            use_cache=False,
+            hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotation, use_cache=False
         )
     return hidden

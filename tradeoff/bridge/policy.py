@@ -17,9 +17,9 @@ beginning are computed once. The language-model head is applied to scored positi
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
+from tradeoff.bridge import template
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.worlds.world import World
 
@@ -36,8 +37,9 @@ PACKED_ARCHITECTURES = ("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 CHUNK_BYTES = 40 * 2**20
 """Memory for the logits that exist at one time, whatever the vocabulary and the number of positions."""
 
-PLAIN_TEMPLATE = "{prompt}\n"
-"""How a prompt is put to a checkpoint that has no chat template."""
+Decode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From logits, shape (N, V), and the positions in the response of the tokens that they predict, (N,), to the logits that are
+decoded from, such as a strategy's `decode`."""
 
 COUNTED = "every response token and the end-of-turn token after it; no prompt token"
 
@@ -48,7 +50,7 @@ class Contract:
 
     Attributes:
         format: what the model reads before the response, with `{prompt}` in the place of the prompt.
-        template_sha256: digest of the chat template (of `PLAIN_TEMPLATE` where there is none).
+        template_sha256: digest of the chat template (of `template.PLAIN_TEMPLATE` where there is none).
         end_of_turn: the token that ends a response, as text.
         end_of_turn_id: its id.
         special_ids: ids of the special tokens in `format`, in order.
@@ -81,7 +83,7 @@ class Encoding:
 
 
 def log_policy(
-    checkpoint: Checkpoint, world: World, batch_size: int = 16, progress: bool = False
+    checkpoint: Checkpoint, world: World, batch_size: int = 16, progress: bool = False, decode: Decode | None = None
 ) -> Float[Array, "X Y"]:
     r"""The log-probability of every response under every prompt, $\log\pi(y|x)=\sum_t\log\pi(y_t|x,y_{<t})$.
 
@@ -90,6 +92,7 @@ def log_policy(
         world: a text world: its contexts are prompts and its responses strings.
         batch_size: prompts in one forward pass; it changes speed and memory, not results.
         progress: whether to show a progress bar.
+        decode: what makes of the model's logits those that are decoded from, such as `TSDI(...).decode`; `None` for nothing.
 
     Returns:
         Natural logs, float64, shape (X, Y); a row's probabilities sum to at most one, and the rest is what the model
@@ -104,27 +107,51 @@ def log_policy(
     """
     if batch_size < 1:
         raise ValueError(f"log_policy was given batch_size={batch_size}; it must be at least 1.")
-    encoding = encode(checkpoint, world)
+    return checked(scores(checkpoint, encode(checkpoint, world), batch_size, progress, decode))
+
+
+def scores(
+    checkpoint: Checkpoint,
+    encoding: Encoding,
+    batch_size: int = 16,
+    progress: bool = False,
+    decode: Decode | None = None,
+) -> np.ndarray:
+    """As `log_policy`, of prompts and responses in tokens; a response need not end in the end-of-turn token.
+
+    Args:
+        checkpoint: the language model.
+        encoding: token ids of prompts and responses, each response different.
+        batch_size: as `log_policy`.
+        progress: as `log_policy`.
+        decode: as `log_policy`.
+
+    Returns:
+        Natural logs, float64, shape (X, Y).
+    """
     if not_packed_because(checkpoint, encoding):
-        return reference_log_policy(checkpoint, world, progress)
+        return _one_at_a_time(checkpoint, encoding, progress, decode)
     batches = pack(encoding, checkpoint, batch_size)
-    scorer = Scorer(encoding.responses, checkpoint.model.get_output_embeddings())
-    scores = []
+    scorer = Scorer(encoding.responses, checkpoint.model.get_output_embeddings(), decode)
+    found = []
     with torch.inference_mode():
         for batch in tqdm(batches, desc="scoring prompts", disable=not progress):
             trunk = checkpoint.model.base_model
             hidden = trunk(batch.tokens, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False)[0]
-            scores.append(scorer.scores(batch.scored(hidden)).cpu().numpy())
-    return checked(np.concatenate(scores))
+            found.append(scorer.scores(batch.scored(hidden)).cpu().numpy())
+    return np.concatenate(found)
 
 
-def reference_log_policy(checkpoint: Checkpoint, world: World, progress: bool = False) -> Float[Array, "X Y"]:
+def reference_log_policy(
+    checkpoint: Checkpoint, world: World, progress: bool = False, decode: Decode | None = None
+) -> Float[Array, "X Y"]:
     r"""As `log_policy`, one unpadded sequence at a time through the model's own forward pass: any architecture, slowly.
 
     Args:
         checkpoint: the language model.
         world: a text world.
         progress: whether to show a progress bar.
+        decode: as `log_policy`.
 
     Returns:
         Natural logs, float64, shape (X, Y).
@@ -132,19 +159,24 @@ def reference_log_policy(checkpoint: Checkpoint, world: World, progress: bool = 
     Raises:
         ValueError: as `log_policy`.
     """
-    encoding = encode(checkpoint, world)
+    return checked(_one_at_a_time(checkpoint, encode(checkpoint, world), progress, decode))
+
+
+def _one_at_a_time(checkpoint: Checkpoint, encoding: Encoding, progress: bool, decode: Decode | None) -> np.ndarray:
     model = checkpoint.model
     trims = "logits_to_keep" in inspect.signature(model.forward).parameters
-    scores = np.zeros((len(encoding.prompts), len(encoding.responses)))
+    found = np.zeros((len(encoding.prompts), len(encoding.responses)))
     with torch.inference_mode():
         for x, prompt in enumerate(tqdm(encoding.prompts, desc="scoring prompts", disable=not progress)):
             for y, response in enumerate(encoding.responses):
                 tokens = torch.tensor([prompt + response[:-1]], device=checkpoint.device)
                 options = {"logits_to_keep": len(response)} if trims else {}
-                logits = model(tokens, use_cache=False, **options).logits[0, -len(response) :]
+                logits = _wide(model(tokens, use_cache=False, **options).logits[0, -len(response) :])
+                if decode is not None:
+                    logits = decode(logits, torch.arange(len(response), device=checkpoint.device))
                 targets = torch.tensor(response, device=checkpoint.device)
-                scores[x, y] = _log_probabilities(_wide(logits), targets).sum().item()
-    return checked(scores)
+                found[x, y] = _log_probabilities(logits, targets).sum().item()
+    return found
 
 
 def contract(checkpoint: Checkpoint, world: World) -> Contract:
@@ -161,18 +193,23 @@ def contract(checkpoint: Checkpoint, world: World) -> Contract:
         ValueError: as `log_policy`.
     """
     tokenizer = checkpoint.tokenizer
-    special = set(tokenizer.all_special_ids)
-    end = _end_of_turn(tokenizer)
     obstacle = not_packed_because(checkpoint, encode(checkpoint, world))
+    layout = "one sequence at a time" if obstacle else "packed"
+    return stated(tokenizer, layout, obstacle or "packed rows are tested to be exact for this architecture")
+
+
+def stated(tokenizer: Any, layout: str, reason: str) -> Contract:
+    """The contract of a tokenizer's template, with a layout and the reason for it."""
+    special, end = set(tokenizer.all_special_ids), template.end_of_turn(tokenizer)
     return Contract(
-        format=_render(tokenizer, "{prompt}"),
-        template_sha256=hashlib.sha256(_template(tokenizer).encode()).hexdigest(),
+        format=template.rendered(tokenizer, template.asked("{prompt}")),
+        template_sha256=hashlib.sha256(template.source(tokenizer).encode()).hexdigest(),
         end_of_turn=tokenizer.decode([end]),
         end_of_turn_id=end,
-        special_ids=tuple(t for t in _prompt_tokens(tokenizer, "") if t in special),
+        special_ids=tuple(t for t in template.prompt_tokens(tokenizer, template.asked("")) if t in special),
         counted=COUNTED,
-        layout="one sequence at a time" if obstacle else "packed",
-        reason=obstacle or "packed rows are tested to be exact for this architecture",
+        layout=layout,
+        reason=reason,
     )
 
 
@@ -198,9 +235,9 @@ def encode(checkpoint: Checkpoint, world: World) -> Encoding:
             "world.responses. Make the world with tradeoff.worlds.requests or tradeoff.worlds.from_texts."
         )
     tokenizer = checkpoint.tokenizer
-    end = _end_of_turn(tokenizer)
+    end = template.end_of_turn(tokenizer)
     special = set(tokenizer.all_special_ids)
-    prompts = tuple(_prompt_tokens(tokenizer, prompt) for prompt in world.contexts)
+    prompts = tuple(template.prompt_tokens(tokenizer, template.asked(prompt)) for prompt in world.contexts)
     responses = []
     for response in world.responses:
         tokens = tuple(tokenizer(response, add_special_tokens=False).input_ids)
@@ -226,41 +263,6 @@ def encode(checkpoint: Checkpoint, world: World) -> Encoding:
             "most. Shorten them."
         )
     return encoding
-
-
-def _template(tokenizer: Any) -> str:
-    return tokenizer.chat_template or PLAIN_TEMPLATE
-
-
-def _render(tokenizer: Any, prompt: str) -> str:
-    if not tokenizer.chat_template:
-        return PLAIN_TEMPLATE.format(prompt=prompt)
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-
-
-def _prompt_tokens(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    # A chat template writes its own special tokens; without one the tokenizer adds what the model expects.
-    return tuple(tokenizer(_render(tokenizer, prompt), add_special_tokens=not tokenizer.chat_template).input_ids)
-
-
-def _end_of_turn(tokenizer: Any) -> int:
-    """The first special token that the template writes after the assistant's words, else the end-of-text token."""
-    if tokenizer.chat_template:
-        words = "a response"
-        turns = [{"role": "user", "content": "a prompt"}, {"role": "assistant", "content": words}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-        after = tokenizer(text[text.rindex(words) + len(words) :], add_special_tokens=False).input_ids
-        for token in after:
-            if token in tokenizer.all_special_ids:
-                return token
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            "The tokenizer has no end-of-text token and its chat template marks no end of turn, so the end of a "
-            "response cannot be scored. Set tokenizer.eos_token."
-        )
-    return tokenizer.eos_token_id
 
 
 # --- packed rows: a prompt and the prefix tree of its responses --------------------------------------------------
@@ -366,11 +368,13 @@ def _pack(
 class Scorer:
     """Log-probabilities of the responses from the states that predict them, and their gradient, in fixed memory.
 
-    Logits are made for a chunk of positions, turned in place into probabilities and dropped, so that at most
-    `CHUNK_BYTES` of them exist at any time; log-probabilities are summed in float64.
+    Args:
+        responses: token ids, each ending in the end-of-turn token.
+        head: from states to logits.
+        decode: what makes of these the logits that are decoded from; scores only, no gradient.
     """
 
-    def __init__(self, responses: Sequence[Sequence[int]], head: torch.nn.Linear) -> None:
+    def __init__(self, responses: Sequence[Sequence[int]], head: torch.nn.Linear, decode: Decode | None = None) -> None:
         nodes, paths = prefix_tree(responses)
         steps = [
             (path[t] + 1, token, y)
@@ -378,7 +382,10 @@ class Scorer:
             for t, token in enumerate(response)
         ]
         device = head.weight.device
-        self.head = head
+        self.head, self.decode = head, decode
+        self.depth = torch.zeros(1 + len(nodes), dtype=torch.long, device=device)
+        for path in paths:
+            self.depth[torch.tensor(path, device=device) + 1] = torch.arange(len(path), device=device)
         self.positions = 1 + len(nodes)
         self.count = len(responses)
         self.at, self.target, self.response = (
@@ -404,7 +411,6 @@ class Scorer:
         """
         return self._run(states, weights)
 
-    @torch.no_grad()
     def _run(self, states: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         rows = states.shape[0]
         flat = states.detach().reshape(-1, states.shape[-1])
@@ -413,27 +419,80 @@ class Scorer:
         at = (row * self.positions + self.at).flatten()
         target = self.target.repeat(rows)
         cell = (row * self.count + self.response).flatten()
-        scores = torch.zeros(rows * self.count, dtype=torch.float64, device=flat.device)
-        gradient = torch.empty_like(flat) if weights is not None else flat
         cost = None if weights is None else weights.flatten()[cell]
-        size = max(1, CHUNK_BYTES // (self.head.weight.shape[0] * max(4, flat.element_size())))
-        for low in range(0, len(flat), size):
-            high = min(low + size, len(flat))
-            first, last = torch.searchsorted(at, torch.tensor([low, high], device=at.device)).tolist()
-            here, token = at[first:last] - low, target[first:last]
-            logits = _wide(self.head(flat[low:high]))
-            picked = logits[here, token].double()
-            highest = logits.amax(-1, keepdim=True)
-            exponentials = logits.sub_(highest).exp_()
-            mass = exponentials.sum(-1).double()
-            log_mass = highest[:, 0].double() + mass.log()
-            scores.index_add_(0, cell[first:last], picked - log_mass[here])
-            if cost is not None:
-                total = torch.zeros_like(mass).index_add_(0, here, cost[first:last]) / mass
-                exponentials.mul_(total[:, None].to(logits.dtype))
-                exponentials.index_put_((here, token), -cost[first:last].to(logits.dtype), accumulate=True)
-                gradient[low:high] = exponentials.to(flat.dtype) @ self.head.weight
+        scores = torch.zeros(rows * self.count, dtype=torch.float64, device=flat.device)
+        gradient = score_tokens(self.head, flat, Predicted(at, target, cell), scores, cost, self._decode(rows))
         return scores.reshape(rows, self.count), gradient.reshape(states.shape)
+
+    def _decode(self, rows: int) -> Callable[[torch.Tensor, slice], torch.Tensor] | None:
+        if self.decode is None:
+            return None
+        decode, depth = self.decode, self.depth.repeat(rows)
+        return lambda logits, where: decode(logits, depth[where])
+
+
+class Predicted(NamedTuple):
+    """Tokens to be scored.
+
+    Args:
+        at: for each of M tokens, which state predicts it; in ascending order.
+        target: its id, (M,).
+        cell: to which score it is added, (M,).
+    """
+
+    at: torch.Tensor
+    target: torch.Tensor
+    cell: torch.Tensor
+
+
+@torch.no_grad()
+def score_tokens(
+    head: torch.nn.Linear,
+    states: torch.Tensor,
+    tokens: Predicted,
+    scores: torch.Tensor,
+    cost: torch.Tensor | None = None,
+    decode: Callable[[torch.Tensor, slice], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    r"""Add the log-probabilities of tokens to scores, and give the gradient of their weighted sum, in fixed memory.
+
+    Logits are made for a chunk of positions, turned in place into probabilities and dropped, so that at most
+    `CHUNK_BYTES` of them exist at any time; log-probabilities are summed in float64.
+
+    Args:
+        head: from states to logits.
+        states: (N, H).
+        tokens: M of them.
+        scores: float64; they are changed.
+        cost: c, float64, (M,); `None` for no gradient.
+        decode: makes of the logits of some states others, where there is no cost.
+
+    Returns:
+        The gradient of $-\sum c\log\pi$ in the states, (N, H); the states themselves when there is no cost.
+    """
+    at, target, cell = tokens
+    gradient = torch.empty_like(states) if cost is not None else states
+    size = max(1, CHUNK_BYTES // (head.weight.shape[0] * max(4, states.element_size())))
+    for low in range(0, len(states), size):
+        high = min(low + size, len(states))
+        first, last = torch.searchsorted(at, torch.tensor([low, high], device=at.device)).tolist()
+        here, token = at[first:last] - low, target[first:last]
+        logits = _wide(head(states[low:high]))
+        if decode is not None:
+            logits = decode(logits, slice(low, high))
+        picked = logits[here, token].double()
+        highest = logits.amax(-1, keepdim=True)
+        exponentials = logits.sub_(highest).exp_()
+        mass = exponentials.sum(-1).double()
+        log_mass = highest[:, 0].double() + mass.log()
+        scores.index_add_(0, cell[first:last], picked - log_mass[here])
+        if cost is not None:
+            total = torch.zeros_like(mass).index_add_(0, here, cost[first:last]) / mass
+            exponentials.mul_(total[:, None].to(logits.dtype))
+            exponentials.index_put_((here, token), -cost[first:last].to(logits.dtype), accumulate=True)
+            gradient[low:high] = exponentials.to(states.dtype) @ head.weight
+        del logits, exponentials  # or they would live on beside the next chunk's
+    return gradient
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Which weights of a checkpoint are trained: LoRA factors on the linear maps of its upper layers, or those maps in full."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -41,6 +42,20 @@ def trainable(checkpoint: Checkpoint, rank: int | None, upper_layers: int | None
     kind = _in_full(checkpoint, names) if rank is None else _factors(checkpoint, names, rank, seed)
     with kind as parameters:
         yield parameters
+
+
+def layer_names(parameters: Iterable[str]) -> list[str]:
+    """The names of the layers that parameters belong to, in the parameters' order.
+
+    Args:
+        parameters: their names.
+
+    Example:
+        >>> layer_names(["model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"])
+        ['model.layers.1']
+    """
+    found = (re.match(r".*?\blayers\.\d+(?=\.)", name) for name in parameters)
+    return list(dict.fromkeys(match.group() for match in found if match))
 
 
 def assign(parameters: Parameters, values: Mapping[str, torch.Tensor]) -> None:

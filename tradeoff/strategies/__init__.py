@@ -19,6 +19,7 @@ from tradeoff.strategies.constraints import Penalty as Penalty
 from tradeoff.strategies.constraints import SafetyConstraint as SafetyConstraint
 from tradeoff.strategies.debiasing import TSDI as TSDI
 from tradeoff.strategies.examples import Example as Example
+from tradeoff.strategies.examples import Triple as Triple
 from tradeoff.strategies.guarded_losses import STARDSS as STARDSS
 from tradeoff.strategies.guarded_losses import ConstrainedSFT as ConstrainedSFT
 from tradeoff.strategies.guarded_losses import betas_by_position as betas_by_position
@@ -48,7 +49,6 @@ from tradeoff.strategies.previews import LookAhead as LookAhead
 from tradeoff.strategies.probing import SAP as SAP
 from tradeoff.strategies.probing import SAPReleased as SAPReleased
 from tradeoff.strategies.recovery import DeRTa as DeRTa
-from tradeoff.strategies.recovery import Triple as Triple
 from tradeoff.strategies.sampling import SmallBatch as SmallBatch
 from tradeoff.strategies.selection import SEAL as SEAL
 from tradeoff.strategies.strategy import Engine as Engine

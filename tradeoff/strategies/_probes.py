@@ -10,6 +10,10 @@ from tradeoff.strategies._named import Weights, namespace
 PROBE = "probe/"
 """What the names of probes begin with."""
 
+ATTENTION, MLP = "attention", "mlp"
+"""What a checkpoint is asked to probe: the outputs of attention blocks, a term for each hidden state, or those of MLPs, one
+bias for all states; of each trained layer."""
+
 
 def is_probe(name: str) -> bool:
     """Whether the array of this name is a probe."""

@@ -58,6 +58,11 @@ class TSDI(Strategy):
         where = device(logits)
         bias = xp.asarray(self.bias, dtype=logits.dtype, device=where)
         length = bias.shape[0]
+        if bias.shape[-1] != logits.shape[-1]:
+            raise ValueError(
+                f"TSDI was given a bias of {bias.shape[-1]} tokens for logits of {logits.shape[-1]}; estimate it with the model "
+                "that it is to debias."
+            )
         if length == 0:
             return logits
         position = xp.asarray(position, device=where)

@@ -16,6 +16,7 @@ class Example(NamedTuple):
         prompt: what the model is given; no loss on it.
         response: what follows it.
         targets: ids of what is to be predicted in place of each token of the response; `None` for the response itself.
+        weight: ≥ 0, of its loss beside that of the row that it was made from.
 
     Example:
         >>> Example((5, 6), (7, 8)).labels
@@ -25,6 +26,7 @@ class Example(NamedTuple):
     prompt: Text
     response: Text
     targets: tuple[int, ...] | None = None
+    weight: Any = 1.0
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -41,6 +43,20 @@ class Example(NamedTuple):
                 f"an example has {len(response)} tokens of response and {len(targets)} targets; give as many."
             )
         return (IGNORED,) * len(_ids("prompt", self.prompt)) + targets
+
+
+class Triple(NamedTuple):
+    """A row of safety data: a harmful query with a safe and a harmful response to it.
+
+    Args:
+        query: words, or ids of tokens; as the model is given it, with its chat template.
+        safe: the response that refuses.
+        harmful: the response that complies.
+    """
+
+    query: Text
+    safe: Text
+    harmful: Text
 
 
 def joined(*parts: Text) -> Any:

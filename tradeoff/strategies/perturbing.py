@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from tradeoff._records import record, static
 from tradeoff.strategies._named import Weights, each, less, moved, namespace, norm, unit
-from tradeoff.strategies._probes import PROBE, held, is_probe, kept
+from tradeoff.strategies._probes import ATTENTION, PROBE, held, is_probe, kept
 from tradeoff.strategies._settings import at_least_zero
 from tradeoff.strategies.losses import HARMFUL
 from tradeoff.strategies.strategy import Engine, Gradient, State, Strategy
@@ -19,10 +19,12 @@ class Vaccine(Strategy):
     $$ g=\nabla_\theta L(\theta,e),\qquad e=\rho\,\frac{\nabla_eL(\theta,0)}{\|\nabla_eL(\theta,0)\|}, $$
 
     e added to the outputs of the attention blocks: one norm for all layers, tokens and examples together, and e held fixed
-    when the gradient in θ is taken. With one probe of shape (X, width) for each hidden layer (see `_probes`) this is the
-    published rule on a full batch. With `within=""` the weights themselves are perturbed, which is another method
-    (sharpness-aware minimisation): on a pair of quadratics it descends $L+\rho\|\nabla L\|$ exactly. For the stage of
-    alignment.
+    when the gradient in θ is taken. With one probe for each hidden state of each layer (see `_probes`), of shape (X, width)
+    on a toy, this is the published rule on a full batch. A checkpoint has them on the layers that are trained; responses to
+    one prompt that begin alike share hidden states, and with them e, where the released code moves each example by itself.
+
+    With `within=""` the weights themselves are perturbed, which is another method (sharpness-aware minimisation): on a pair
+    of quadratics it descends $L+\rho\|\nabla L\|$ exactly. For the stage of alignment.
 
     Args:
         rho: ρ ≥ 0, the length of the perturbation in units of the hidden states, or of the weights.
@@ -44,6 +46,11 @@ class Vaccine(Strategy):
     def __post_init__(self) -> None:
         """Check the length."""
         at_least_zero(self, "rho", "the length of the perturbation")
+
+    @property
+    def probes(self) -> str:
+        """The attention blocks' outputs, unless weights are perturbed."""
+        return ATTENTION if self.within.startswith(PROBE) else ""
 
     def init(self, weights: Weights, engine: Engine) -> State:
         """Nothing to remember, but something to perturb."""
@@ -71,9 +78,9 @@ class TVaccine(Strategy):
     $-\log(u_l)/p_l$, u uniform, and the first S are drawn. Only they are perturbed, by ρ together, and the weights of the
     other layers stand still until the next draw. For the stage of alignment.
 
-    A layer is an array that `within` names. With "probe/", as published, a probe `probe/h` is the output of layer h, and the
-    arrays `h`, `h/*` and `h.*` are its weights; arrays of no layer are always trained. With "" each array is a layer and
-    is perturbed itself, which is another method: see `Vaccine`.
+    A layer is an array that `within` names. With "probe/", as published, a probe `probe/h` is on the output of layer h (on a
+    checkpoint, of its attention block), and the arrays `h`, `h/*` and `h.*` are its weights; arrays of no layer are always
+    trained. With "" each array is a layer and is perturbed itself, which is another method: see `Vaccine`.
 
     Args:
         rho: ρ ≥ 0, the length of the perturbation.
@@ -106,6 +113,11 @@ class TVaccine(Strategy):
                 f"TVaccine was given layers={self.layers}, redraw={self.redraw}, remeasure={self.remeasure}; each must be at "
                 "least 1."
             )
+
+    @property
+    def probes(self) -> str:
+        """The attention blocks' outputs, unless weights are perturbed."""
+        return ATTENTION if self.within.startswith(PROBE) else ""
 
     def init(self, weights: Weights, engine: Engine) -> State:
         """Nothing measured and nothing drawn: the first step does both."""

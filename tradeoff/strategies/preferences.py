@@ -10,7 +10,7 @@ from tradeoff._records import record, static
 from tradeoff.strategies._named import Weights
 from tradeoff.strategies._own_loss import OwnLoss, check_table, table
 from tradeoff.strategies._settings import above_zero, within
-from tradeoff.strategies.losses import SAFETY, TASK, Cells, Data, Weighted
+from tradeoff.strategies.losses import SAFETY, TASK, Cells, Data, Weighted, normalised
 from tradeoff.strategies.strategy import Engine, Gradient, State, Strategy
 
 
@@ -54,7 +54,8 @@ class RAFT(Strategy):
     $$ P_K(y|x)=\pi(y|x)\frac{a^K-b^K}{a-b}, $$
 
     answers of equal reward as often as the policy gives them. A group whose best answer is bad is kept. The targets stand
-    still during a round. For a reward of 0 or 1 and targets that are met, $p\leftarrow1-(1-p)^K$.
+    still during a round. A language model's answers are those that the world lists, each as likely as given that it is one of
+    them: on others there is no reward. For a reward of 0 or 1 and targets that are met, $p\leftarrow1-(1-p)^K$.
 
     Args:
         reward: of every answer, finite: shape (X, Y) (a 1 stands for any X or Y).
@@ -96,7 +97,7 @@ class RAFT(Strategy):
         return engine.gradient(Cells(state["targets"]), weights)
 
     def _targets(self, weights: Weights, engine: Engine) -> Any:
-        safety, log_policy = engine.data.safety, engine.log_policy(weights)
+        safety, log_policy = engine.data.safety, normalised(engine.log_policy(weights))
         prompts = array_namespace(safety).sum(safety, axis=-1, keepdims=True)
         return prompts * best_of(log_policy, self.reward, self.samples)
 

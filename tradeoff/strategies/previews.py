@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 from tradeoff._records import record, static
 from tradeoff.strategies._named import Weights, moved
 from tradeoff.strategies._own_loss import check_table, table
-from tradeoff.strategies.examples import Example, Text, joined
+from tradeoff.strategies.examples import Example, Text, Triple, joined
 from tradeoff.strategies.losses import TASK, Data, Loss, Weighted
 from tradeoff.strategies.strategy import Engine, Gradient, State, Strategy
 
@@ -28,11 +28,11 @@ class LookAhead(Strategy):
     * "real": $I'=I+c+O_{\le m}$, $O'=O$;
     * "virtual": $I'=I+c+P$, $O'=P+O$.
 
-    `example` is that map. What it does to a gradient is exact for a policy with a copy head, which adds k to the logit of
-    the previewed response y: $p'-e_y=F(p-e_y)$ with $F=1/(1-p_y+p_ye^k)$, at equal logits and p without the copy head. In an
-    engine this strategy descends that: each cell of the task's law weighs F times as much. No statement on the final drift
-    follows, only on each step. In a pure table the previewed contexts are not those of inference: nothing moves there, and
-    nothing is learned there either.
+    `example` is that map, and on a checkpoint the task's rows are trained on as it makes them. What it does to a gradient is
+    exact for a policy with a copy head, which adds k to the logit of the previewed response y: $p'-e_y=F(p-e_y)$ with
+    $F=1/(1-p_y+p_ye^k)$, at equal logits and p without the copy head. On a toy this strategy descends that: each cell of the
+    task's law weighs F times as much. No statement on the final drift follows, only on each step. In a pure table the
+    previewed contexts are not those of inference: nothing moves there, and nothing is learned there either.
 
     Args:
         mode: "real" or "virtual".
@@ -40,7 +40,8 @@ class LookAhead(Strategy):
         prefix: P of a virtual preview: words, or ids of tokens.
         connector: c, in the same kind.
         copying: k ≥ 0 of the toy's copy head, or one for each context, shape (X, 1): in a world of tokens 0 after the prefixes
-            that the preview does not reach. A virtual preview is the same loss on a world whose task answers begin with P.
+            that the preview does not reach. A checkpoint copies as it can, and this says nothing to it. A virtual preview is
+            the same loss on a world whose task answers begin with P.
 
     Unknown: k is a property of the model that no source measures; 2 is our choice. The defaults of the map are the released
     code's; its README writes P with a space in front. What is descended must hold the task's loss once, as it does by default.
@@ -48,8 +49,8 @@ class LookAhead(Strategy):
     Source: [lookahead2025]; methods.md 5.
 
     Example:
-        >>> LookAhead(tokens=2, connector=(9,)).example(Example((1, 2), (3, 4, 5)))
-        Example(prompt=(1, 2, 9, 3, 4), response=(3, 4, 5), targets=None)
+        >>> LookAhead(tokens=2, connector=(9,)).example(Example((1, 2), (3, 4, 5))).tokens
+        (1, 2, 9, 3, 4, 3, 4, 5)
     """
 
     mode: str = static(default="real")
@@ -73,9 +74,14 @@ class LookAhead(Strategy):
         check_table(self, "copying", 0, float("inf"), "the strength of the copy head")
 
     def tokenised(self, encode: Callable[[str], Sequence[int]]) -> "LookAhead":
-        """The same map for examples of ids: connector and prefix by a tokenizer (which adds no special tokens)."""
-        ids = {name: tuple(encode(getattr(self, name))) for name in ("prefix", "connector")}
+        """The same map for examples of ids: its words by a tokenizer (which adds no special tokens)."""
+        words = {name: getattr(self, name) for name in ("connector", *(("prefix",) if self.mode == "virtual" else ()))}
+        ids = {name: tuple(encode(text)) if isinstance(text, str) else text for name, text in words.items()}
         return dataclasses.replace(self, **ids)
+
+    def examples(self, row: Example | Triple, draw: float, number: int = 0) -> tuple[Example | Triple, ...]:
+        """A row of the task with its preview; safety data are trained on as they are."""
+        return (row if isinstance(row, Triple) else self.example(row),)
 
     def example(self, example: Example, cut: Callable[[str, int], str] | None = None) -> Example:
         """A training example with its preview; those of inference are not to be mapped.
@@ -90,11 +96,13 @@ class LookAhead(Strategy):
         if self.mode == "virtual":
             targets = example.targets if example.targets is None else joined(self.prefix, example.targets)
             prompt = joined(example.prompt, self.connector, self.prefix)
-            return Example(prompt, joined(self.prefix, example.response), targets)
+            return example._replace(prompt=prompt, response=joined(self.prefix, example.response), targets=targets)
         return example._replace(prompt=joined(example.prompt, self.connector, self._beginning(example.response, cut)))
 
     def gradient(self, inner: Gradient, state: State, weights: Weights, step: Any, engine: Engine) -> Weights:
-        """The gradient with the task's loss previewed; what else is descended stays as it is."""
+        """The gradient with the task's loss previewed by a copy head; what else is descended stays as it is."""
+        if engine.maps_examples:
+            return inner(weights)
         change = Weighted(((1.0, Previewed(self.copying)), (-1.0, TASK)))
         return moved(inner(weights), 1.0, engine.gradient(change, weights))
 

@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from tradeoff._records import record
 from tradeoff.strategies._named import Weights, dot, each, less, mixed, moved, norm, ratio, unit, zeros
-from tradeoff.strategies._probes import held, is_probe, kept, probes
+from tradeoff.strategies._probes import MLP, held, is_probe, kept, probes
 from tradeoff.strategies._settings import at_least_zero
 from tradeoff.strategies.losses import HARMFUL, SAFETY, TASK, Data, Loss, Weighted
 from tradeoff.strategies.strategy import Engine, Gradient, State, Strategy
@@ -51,7 +51,8 @@ class SAP(Strategy):
        V=\beta\,\nabla_V\big(L_u(W+\varepsilon\hat g,V)-L_u(W,V)\big)\big|_{V=0},\qquad g=\nabla_WL_u(W,V). $$
 
     V are the probes: additive terms in hidden states, arrays named `probe/...` (see `_probes`); without them there is no such
-    method. Where the probe enters a quadratic linearly, $L_u=\tfrac12\|w+Cv-a\|_A^2$, the gradient is
+    method. On a checkpoint they are biases on the outputs of the MLPs of all layers that are trained (the released code has
+    two: of layers 3 and 9). Where the probe enters a quadratic linearly, $L_u=\tfrac12\|w+Cv-a\|_A^2$, the gradient is
     $A(w-a)+\beta\varepsilon ACC^\top A\hat g$: the extra term never points against $\nabla L_\text{safe}$, so that to first order
     safety is no worse than plainly fine-tuned, and it is blind to what is orthogonal to the range of AC.
 
@@ -73,6 +74,7 @@ class SAP(Strategy):
     kind = "perturb"
     source = "sap2025"
     needs = ("safety data", "harmful data", "probes on hidden states")
+    probes = MLP  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         """Check the lengths."""
@@ -126,6 +128,7 @@ class SAPReleased(Strategy):
     kind = "perturb"
     source = "sap2025"
     needs = ("safety data", "harmful data", "probes on hidden states")
+    probes = MLP  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         """Check the lengths."""

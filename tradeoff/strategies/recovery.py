@@ -1,6 +1,8 @@
 """Refusals that come late: safety data that begin in the middle of a harmful answer."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from array_api_compat import array_namespace
 from jaxtyping import Array
@@ -8,25 +10,11 @@ from jaxtyping import Array
 from tradeoff._records import record, static
 from tradeoff.strategies._named import ratio
 from tradeoff.strategies._settings import at_least_zero
-from tradeoff.strategies.examples import Example, Text, joined
+from tradeoff.strategies.examples import Example, Triple, joined
 from tradeoff.strategies.strategy import Strategy
 
-SORRY = 19701
-"""The refusal token of the released code: "Sorry" in Llama 3's vocabulary."""
-
-
-class Triple(NamedTuple):
-    """A harmful query with a safe and a harmful response to it.
-
-    Args:
-        query: words, or ids of tokens; as the model is given it, with its chat template.
-        safe: the response that refuses.
-        harmful: the response that complies.
-    """
-
-    query: Text
-    safe: Text
-    harmful: Text
+SORRY = "Sorry"
+"""The refusal token of the released code, which gives its id in Llama 3's vocabulary, 19701."""
 
 
 @record
@@ -39,15 +27,15 @@ class DeRTa(Strategy):
 
     The first continues k tokens of the harmful response, which carry no loss, with the safe one; the second (reinforced
     transition optimisation, RTO) reads the harmful response and has the refusal token as label at each position. `examples`
-    makes both, and leaves rows that are not a `Triple` as they are. `cells` is the expected loss on a world of tokens, where
-    answers end with the horizon and what would lie beyond it is not trained.
+    makes both, and leaves rows that are not a `Triple` as they are; on a checkpoint k is drawn once for each row. `cells` is
+    the expected loss on a world of tokens, where answers end with the horizon and what would lie beyond it is not trained.
 
     Args:
-        refusal: id of the refusal token.
+        refusal: the refusal token: its id, or a word that is one token; see `tokenised`.
         rule: of k. "uniform" on 0..|r̂| is the paper's. "words" is the released code's: k words, uniform on 1..n-2 of the n
             words, 0 for every third example, and no example of fewer than three words. "none" is k = 0, which is standard
             safety training, and with w > 0 the ablation that has RTO only.
-        transition: w ≥ 0, weight of the second loss in `cells`; 0 makes `examples` leave it out.
+        transition: w ≥ 0, weight of the second loss; 0 makes `examples` leave it out.
 
     Unknown: nothing of the rules. The released full-parameter script keeps a random 5 % of the positions of RTO, under a
     name that says it drops them; all are kept here, as in the paper and in the LoRA script.
@@ -62,7 +50,7 @@ class DeRTa(Strategy):
         ((1, 4, 5, 6), (-100, 9, 9, 9))
     """
 
-    refusal: int = static(default=SORRY)
+    refusal: int | str = static(default=SORRY)
     rule: str = static(default="uniform")
     transition: float | Array = 1.0
 
@@ -75,8 +63,24 @@ class DeRTa(Strategy):
         at_least_zero(self, "transition", "the weight of the transition loss")
         if self.rule not in ("uniform", "words", "none"):
             raise ValueError(f"DeRTa was given rule={self.rule!r}; give 'uniform', 'words' or 'none'.")
-        if self.refusal < 0:
+        if not isinstance(self.refusal, str) and self.refusal < 0:
             raise ValueError(f"DeRTa was given refusal={self.refusal}; give the id of the refusal token.")
+
+    def tokenised(self, encode: Callable[[str], Sequence[int]]) -> "DeRTa":
+        """The same rule with the refusal word as the id of its token, by a tokenizer (which adds no special tokens).
+
+        Raises:
+            ValueError: when the word is more than one token.
+        """
+        if not isinstance(self.refusal, str):
+            return self
+        ids = encode(self.refusal)
+        if len(ids) != 1:
+            raise ValueError(
+                f"DeRTa was given refusal={self.refusal!r}, which is {len(ids)} tokens for this tokenizer; give a word that is "
+                "one token, such as the first of the refusals, or its id."
+            )
+        return dataclasses.replace(self, refusal=ids[0])
 
     def examples(self, row: Example | Triple, draw: float, number: int = 0) -> tuple[Example, ...]:
         """The training examples that a row of data becomes.
@@ -121,7 +125,7 @@ class DeRTa(Strategy):
             raise TypeError(
                 f"the transition loss labels tokens, and the harmful response is words, {row.harmful!r}; tokenise the row."
             )
-        return Example(row.query, row.harmful, (self.refusal,) * len(row.harmful))
+        return Example(row.query, row.harmful, (self._id(),) * len(row.harmful), self.transition)
 
     def cut(self, length: int, draw: float, number: int = 0) -> int | None:
         """k, for a harmful response of so many tokens (or words); `None` when the rule leaves the row out."""
@@ -157,7 +161,7 @@ class DeRTa(Strategy):
         Returns:
             Shape (X·(1+K+...+K^(T-1)), K), the contexts of `Sequence.next_token`.
         """
-        if self.refusal >= tokens:
+        if self._id() >= tokens:
             raise ValueError(
                 f"DeRTa was given refusal={self.refusal} for a world of {tokens} tokens; give the number of its refusal token."
             )
@@ -165,7 +169,7 @@ class DeRTa(Strategy):
         said, read = prefixes(safe, tokens), prefixes(ratio(harmful, xp.sum(harmful, axis=-1, keepdims=True)), tokens)
         prompts, length = safe.shape[0], len(said) - 1
         cuts = self.cuts(length)
-        refuses = xp.astype(xp.arange(tokens) == self.refusal, safe.dtype)
+        refuses = xp.astype(xp.arange(tokens) == self._id(), safe.dtype)
         levels = []
         for depth in range(length):
             shape = (prompts, tokens**depth, tokens)
@@ -176,6 +180,13 @@ class DeRTa(Strategy):
             visits = said[0] * read[depth]
             levels.append(sum(late) + self.transition * visits[:, :, None] * refuses[None, None, :])
         return xp.reshape(xp.concat(levels, axis=1), (-1, tokens))
+
+    def _id(self) -> int:
+        if isinstance(self.refusal, str):
+            raise TypeError(
+                f"DeRTa was given refusal={self.refusal!r}, a word, and labels are ids; give its id, or `tokenised` with a tokenizer."
+            )
+        return self.refusal
 
 
 def prefixes(law: Any, tokens: int) -> list[Any]:

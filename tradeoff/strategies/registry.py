@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tradeoff.strategies._named import Weights, scaled
+from tradeoff.strategies._probes import probes
 from tradeoff.strategies.alternating import Lisa
 from tradeoff.strategies.averaging import EMA, LAWA, SWA
 from tradeoff.strategies.barrier import LBSGD, Constraint
@@ -35,9 +36,9 @@ class Row(NamedTuple):
         name: by which it is asked for.
         make: it, with its defaults.
         off: it, at a setting at which it is plain fine-tuning (of the stage it belongs to), or the reason that there is none.
-        stage: "alignment" for what makes a model harder to misalign before the task is known, "data" and "decoding" for
-            what only maps examples or logits and is not run by an engine, "probed" for what needs a model with probes on
-            its hidden states, "fine-tuning" for the rest.
+        stage: "alignment" for what makes a model harder to misalign before the task is known, "fine-tuning" for the rest.
+            Checkpoints run every row, toys only these two; "data" and "decoding" are for what only maps examples or
+            logits, "probed" and "probed alignment" for what needs probes on hidden states.
         knob: the setting that trades safety for capability, if there is one.
         values: at which a comparison tries it.
     """
@@ -48,6 +49,11 @@ class Row(NamedTuple):
     stage: str = "fine-tuning"
     knob: str = ""
     values: tuple[float, ...] = ()
+
+    @property
+    def aligns(self) -> bool:
+        """Whether it belongs to the stage of alignment, in which the safety data alone are trained on."""
+        return self.stage.endswith("alignment")
 
 
 ROWS: tuple[Row, ...] = (
@@ -141,10 +147,22 @@ ROWS: tuple[Row, ...] = (
         lambda _: OGPSA((), reading="tensor on conflict"),
         stage="alignment",
     ),
-    Row("lookahead", lambda _: LookAhead(), lambda _: LookAhead(copying=0.0), knob="copying", values=(1.0, 2.0, 4.0)),
+    Row(
+        "lookahead",
+        lambda _: LookAhead(),
+        lambda _: LookAhead(tokens=0, connector="", copying=0.0),
+        knob="copying",
+        values=(1.0, 2.0, 4.0),
+    ),
+    Row(
+        "lookahead-virtual",
+        lambda _: LookAhead("virtual"),
+        lambda _: LookAhead("virtual", prefix="", connector=""),
+        stage="data",
+    ),
     Row("seal", lambda _: SEAL(rate=0.5), "it trains a selector of data, on the safety loss before all"),
-    Row("derta", lambda _: DeRTa(), "it maps training examples and changes no training", stage="data"),
-    Row("tsdi", lambda _: TSDI([[0.5, 0.0]]), lambda _: TSDI([[0.0, 0.0]]), stage="decoding"),
+    Row("derta", lambda _: DeRTa(), lambda _: DeRTa(rule="none", transition=0.0), stage="data"),
+    Row("tsdi", lambda w: TSDI(_tilt(w, 0.5)), lambda w: TSDI(_tilt(w, 0.0)), stage="decoding"),
     Row("spag", lambda _: SPAG(0.01), lambda _: SPAG(float("inf")), knob="limit", values=(0.01, 0.03, 0.1, 0.3)),
     Row("lb-sgd", lambda _: LBSGD((Constraint(SAFETY, 0.05, 5.0),), 5.0), "its step has a length of its own"),
     Row(
@@ -165,13 +183,15 @@ ROWS: tuple[Row, ...] = (
     Row(
         "t-vaccine-weights",
         lambda _: TVaccine(0.1, layers=1, within=""),
-        lambda _: TVaccine(0.0, layers=1, within=""),
+        lambda w: TVaccine(0.0, layers=len(w), within=""),
         "alignment",
         knob="rho",
         values=(0.03, 0.1, 0.3),
     ),
     Row("booster", lambda _: Booster(), lambda _: Booster(0.0), "alignment", knob="lam", values=(0.3, 1.0, 5.0)),
     Row("smoothed", lambda _: Smoothed(), lambda _: Smoothed(0.0), "alignment", knob="sigma", values=(0.01, 0.1, 0.3)),
+    Row("vaccine", lambda _: Vaccine(), lambda _: Vaccine(0.0), "probed alignment"),
+    Row("t-vaccine", lambda _: TVaccine(), lambda w: TVaccine(0.0, layers=len(probes(w)) or 1), "probed alignment"),
     Row("sap", lambda _: SAP(0.1), lambda _: SAP(0.0), "probed"),
     Row("sap-released", lambda _: SAPReleased(), lambda _: SAPReleased(rate=0.0), "probed"),
 )
@@ -223,6 +243,12 @@ def table() -> list[dict[str, str]]:
         }
         for row, one in made
     ] + [dict(zip(("name", "kind", "stage", "does", "source", "needs"), other, strict=True)) for other in ELSEWHERE]
+
+
+def _tilt(weights: Weights, size: float) -> list[list[float]]:
+    """An example of what safety training may have added to the logits of the first tokens."""
+    tokens = next(iter(weights.values())).shape[-1]
+    return [[size, *[0.0] * (tokens - 1)]]
 
 
 def _marks(weights: Weights) -> list[list[float]]:

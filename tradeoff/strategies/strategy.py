@@ -8,7 +8,7 @@ A step of training asks for a gradient and takes a step along it; a strategy has
     g      = strategy.gradient(inner, state, weights, step, engine)     the gradient that is descended
     w, s   = strategy.land(state, weights, moved, step, engine)         after a step: where the weights come to lie
     w      = strategy.export(state, weights, engine)                    the weights that are used
-    rows   = strategy.examples(row, draw, number)                       what is trained on
+    rows   = strategy.examples(row, draw, number)                       what is trained on, where it is texts
     logits = strategy.decode(logits, position)                          what is decoded from
 
 Each has a default that changes nothing, so a strategy says only what it does. Nothing is changed in place: weights at which
@@ -16,14 +16,14 @@ a gradient is asked for are given to the engine, which puts its own back bit for
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from jaxtyping import Array
 
 from tradeoff._records import record
 from tradeoff.strategies._named import Weights
-from tradeoff.strategies.examples import Example
+from tradeoff.strategies.examples import Example, Triple
 from tradeoff.strategies.losses import Data, Loss
 
 Gradient = Callable[[Weights], Weights]
@@ -39,6 +39,8 @@ class Engine(ABC):
     """How many steps there will be."""
     learning_rate: float | Array
     """That of the optimiser, where it is one number; a rule that moves the weights itself goes by it."""
+    maps_examples: bool = False
+    """Whether what is descended is the loss of the examples that the strategy makes."""
 
     @property
     @abstractmethod
@@ -93,6 +95,25 @@ class Strategy(ABC):
         """What `export` gives: "" for the weights as they are, "map" for a map of those it is handed, "own" for others."""
         return "" if type(self).export is Strategy.export else "map"
 
+    @property
+    def probes(self) -> str:
+        """Which hidden states of a checkpoint it moves: "attention" or "mlp" (see `_probes`), "" for none."""
+        return ""
+
+    @property
+    def maps_examples(self) -> bool:
+        """Whether `examples` makes other examples."""
+        return type(self).examples is not Strategy.examples
+
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` makes other logits."""
+        return type(self).decode is not Strategy.decode
+
+    def tokenised(self, encode: Callable[[str], Sequence[int]]) -> "Strategy":
+        """The same rule with its words as ids of tokens, by a tokenizer (which adds no special tokens)."""
+        return self
+
     def check(self, engine: Engine) -> None:  # noqa: B027  (most rules forbid nothing)
         """Refuse a start that the rule forbids; called with numbers, before anything is compiled."""
 
@@ -116,8 +137,19 @@ class Strategy(ABC):
         """The weights that are used and measured."""
         return weights
 
-    def examples(self, row: Any, draw: float, number: int = 0) -> tuple[Example, ...]:
-        """The training examples that row `number` of the data becomes; `draw` is a uniform number, if chance has a say."""
+    def examples(self, row: Example | Triple, draw: float, number: int = 0) -> tuple[Example | Triple, ...]:
+        """The training examples that row `number` of the data becomes.
+
+        Args:
+            row: an `Example` of the task, its prompt without the end of its chat template, which comes before the response;
+                a `Triple` of the safety data, its query with that end. No response has its end-of-turn token yet: it follows
+                where the response itself is the target.
+            draw: a uniform number in [0, 1), if chance has a say; drawn once for each row.
+            number: of the row in the data.
+
+        Returns:
+            Examples; a `Triple` stands for its safe response to its query.
+        """
         return (row,)
 
     def decode(self, logits: Any, position: Any) -> Any:
@@ -151,6 +183,25 @@ class Composed(Strategy):
     def owns(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What its parts own, of which only the step's length concerns an engine."""
         return "step" if any(part.owns == "step" for part in self.parts) else ""
+
+    @property
+    def probes(self) -> str:
+        """What its parts move, all the same."""
+        return next((part.probes for part in self.parts if part.probes), "")
+
+    @property
+    def maps_examples(self) -> bool:
+        """Whether any part does."""
+        return any(part.maps_examples for part in self.parts)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether any part does."""
+        return any(part.decodes for part in self.parts)
+
+    def tokenised(self, encode: Callable[[str], Sequence[int]]) -> Strategy:
+        """All parts'."""
+        return Composed(tuple(part.tokenised(encode) for part in self.parts))
 
     def check(self, engine: Engine) -> None:
         """Every part's own."""
@@ -190,9 +241,9 @@ class Composed(Strategy):
             weights = part.export(own, weights, engine)
         return weights
 
-    def examples(self, row: Any, draw: float, number: int = 0) -> tuple[Example, ...]:
+    def examples(self, row: Example | Triple, draw: float, number: int = 0) -> tuple[Example | Triple, ...]:
         """What one part makes, the next maps."""
-        rows = (row,)
+        rows: tuple[Example | Triple, ...] = (row,)
         for part in self.parts:
             rows = tuple(new for one in rows for new in part.examples(one, draw, number))
         return rows
@@ -211,7 +262,8 @@ def compose(*parts: Strategy) -> Strategy:
         *parts: innermost first; one that replaces the loss must be the first.
 
     Raises:
-        ValueError: when two parts own the same thing, or one that replaces the loss would discard another.
+        ValueError: when two parts own the same thing or move different hidden states, or one that replaces the loss would
+            discard another or the examples that it makes.
 
     Example:
         >>> from tradeoff.strategies import EMA, SafeGrad
@@ -223,6 +275,16 @@ def compose(*parts: Strategy) -> Strategy:
         owners = [type(part).__name__ for part in flat if part.owns == thing]
         if len(owners) > 1:
             raise ValueError(f"{' and '.join(owners)} do not compose: each {words}. Give one of them.")
+    if len({part.probes for part in flat if part.probes}) > 1:
+        movers = " and ".join(f"{type(part).__name__} ({part.probes})" for part in flat if part.probes)
+        raise ValueError(f"{movers} do not compose: they move different hidden states. Give one of them.")
+    makers = [type(part).__name__ for part in flat if part.maps_examples]
+    blind = [type(part).__name__ for part in flat if part.probes or (part.owns == "loss" and not part.maps_examples)]
+    if makers and blind:
+        raise ValueError(
+            f"{' and '.join(blind)} trains on the data as they are and would not see the examples that {' and '.join(makers)} "
+            "makes; give one of them."
+        )
     for place, part in enumerate(flat):
         if part.owns == "loss" and place > 0:
             before = ", ".join(type(other).__name__ for other in flat[:place])
