@@ -195,7 +195,7 @@ def test_killed_outright_a_run_leaves_a_whole_state(tiny_folder: Path, world: Wo
     state = Store(folder, identity(checkpoint, world, recipe)).load()
     assert state is not None
     assert 0 < state.step < recipe.steps
-    assert state.log_policies.shape[0] == state.step
+    assert state.measured.shape[0] == state.step
     assert [p.name for p in folder.iterdir()] == [STATE_FILE], "what the killed writer left behind is still there"
 
 

@@ -106,7 +106,7 @@ def test_a_gradient_costs_one_pass(loss, asked, tiny):
     engine.gradient(loss, elsewhere)
     handle.remove()
     assert calls[0] == 2, "one for each batch"
-    assert engine.gradients == 1
+    assert engine.live.gradients == 1
     assert fixed(loss) == (loss is TASK)
 
 

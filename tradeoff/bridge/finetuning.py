@@ -7,15 +7,16 @@ $$ J_\lambda=\sum_{x,y}\big[p_fP_f+\lambda\hat p_s\hat P_s\big](x,y)\,(-\log\pi(
 and since the world is finite it is summed in full at every step: no sampling noise, and the log-policy that a step
 needs is also its measurement. Only upper layers are trained, so what the lower layers compute never changes and is
 computed once. With a radius the weights are put back into a ball around the aligned ones after each step (Case II; the
-penalty may then be 0). A strategy is run by the loop that runs it on toys (`training.train`). A run is a function of its
-recipe and strategy: interrupted and resumed, it ends in the same weights.
+penalty may then be 0). A strategy is run by the loop that runs it on toys (`training.train`); one that moves hidden states
+finds probes on them (`probes`), and one that maps examples has the world's data mapped before training (`examples`). A run is
+a function of its recipe and strategy: interrupted and resumed, it ends in the same weights.
 """
 
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,12 @@ from tradeoff import gaps
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoint_engine import CheckpointEngine
 from tradeoff.bridge.checkpoints import Checkpoint
+from tradeoff.bridge.corpus import Corpus
+from tradeoff.bridge.examples import Shares, training_lines
 from tradeoff.bridge.objective import Objective
-from tradeoff.bridge.projection import into_ball_, into_product_ball_
-from tradeoff.bridge.recipe import Recipe
+from tradeoff.bridge.optimisers import check_optimiser, kept, optimiser_of, update_by
+from tradeoff.bridge.probes import Probing
+from tradeoff.bridge.recipe import FinishedRun, Recipe
 from tradeoff.bridge.run_state import (
     FORMAT,
     RunState,
@@ -45,23 +49,21 @@ from tradeoff.bridge.run_state import (
     restore_moments,
     unflattened,
 )
-from tradeoff.bridge.trainable import Parameters, assign, trainable
-from tradeoff.bridge.training import Tensors, Trained, train
+from tradeoff.bridge.trainable import Parameters, assign, layer_names, trainable
+from tradeoff.bridge.training import Trained, train
 from tradeoff.strategies import Plain, Strategy
+from tradeoff.strategies._probes import probes
 from tradeoff.strategies.losses import Cells
 from tradeoff.worlds.world import World
-
-BETAS = (0.9, 0.95)
-"""AdamW's memory: without sampling noise a short one converges in fewer steps (measured on SmolLM2)."""
 
 
 @dataclass(frozen=True, eq=False)
 class FineTuned:
     """A finished run: its path through the plane of gaps, where it ended, and what it cost.
 
-    The policies are those of the weights that the strategy would use. Where these are the weights of the training, as
-    without a strategy, the gradient's own pass measures them; where they are others (an average of weights, say), measuring
-    costs a forward pass more at every step.
+    The policies are those of the weights that the strategy would use, decoded as it would decode. Where these are the weights
+    of the training, as without a strategy, the gradient's own pass measures them; where they are others (an average of
+    weights, say), are decoded, or are trained on mapped examples, measuring costs a forward pass more at every step.
 
     Attributes:
         recipe: how it was made.
@@ -98,6 +100,9 @@ def finetune(
 ) -> FineTuned:
     """Train upper layers on the objective of a text world, within a ball if the recipe has one, measuring every step.
 
+    A strategy of the stage of alignment belongs with `Recipe(penalty=0, stage="alignment")`; `merged` makes of that run the
+    checkpoint that another one then fine-tunes.
+
     Args:
         checkpoint: where to start; it is left as it was.
         world: a text world; the penalty acts on its proxy, the safety gap is measured on its true safety data.
@@ -111,13 +116,14 @@ def finetune(
 
     Raises:
         ValueError: when the rows of the world cannot be packed for this checkpoint, `upper_layers` exceeds its layers,
-            the optimiser is not what the strategy demands, the folder holds another run or a damaged state, or training
-            diverges.
+            the optimiser is not what the strategy demands, the strategy maps no examples that are trained on or such that the
+            model cannot read, the folder holds another run or a damaged state, or training diverges.
+        TypeError: when the strategy maps words: rows of a text world are ids of tokens.
 
     Source: T1, T2, T14, T19(a) (framework); LoRA.
     """
     strategy = Plain() if strategy is None else strategy
-    _check_optimiser(strategy, recipe)
+    check_optimiser(strategy, recipe)
     store = None if folder is None else Store(Path(folder), identity(checkpoint, world, recipe, strategy))
     saved = None if store is None else store.load()
     if saved is None or saved.step < recipe.steps:
@@ -126,7 +132,7 @@ def finetune(
 
 
 @contextmanager
-def adapted(checkpoint: Checkpoint, tuned: FineTuned) -> Iterator[Checkpoint]:
+def adapted(checkpoint: Checkpoint, tuned: FinishedRun) -> Iterator[Checkpoint]:
     """The checkpoint with the weights of a finished run, for measuring or generating; as it was again afterwards.
 
     Args:
@@ -138,7 +144,7 @@ def adapted(checkpoint: Checkpoint, tuned: FineTuned) -> Iterator[Checkpoint]:
     """
     with _trained(checkpoint, tuned.recipe) as parameters:
         assign(parameters, tuned.adapter)
-        name = f"{checkpoint.name} fine-tuned at λ = {tuned.recipe.penalty:g}"
+        name = f"{checkpoint.name} {_done(tuned.recipe)}"
         yield dataclasses.replace(
             checkpoint, name=name, digests={**checkpoint.digests, "adapter": digest(tuned.adapter)}
         )
@@ -164,6 +170,8 @@ def identity(checkpoint: Checkpoint, world: World, recipe: Recipe, strategy: Str
         laws.update(np.asarray(law.p).tobytes() + np.asarray(law.P).tobytes())
     laws.update(json.dumps([world.contexts, world.responses]).encode())
     settings = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "save_every" and v is not None}
+    if recipe.stage == "fine-tuning":
+        del settings["stage"]  # as runs were saved before there was another
     return {
         "format": FORMAT,
         "recipe": json.dumps(settings, sort_keys=True),
@@ -175,14 +183,6 @@ def identity(checkpoint: Checkpoint, world: World, recipe: Recipe, strategy: Str
 
 
 # --- training ----------------------------------------------------------------------------------------------------
-
-
-def _check_optimiser(strategy: Strategy, recipe: Recipe) -> None:
-    if strategy.owns == "step" and (recipe.optimiser != "sgd" or recipe.learning_rate != 1):
-        raise ValueError(
-            f"{type(strategy).__name__} sets the length of its steps, and the recipe has optimiser={recipe.optimiser!r} with "
-            f"learning_rate={recipe.learning_rate:g}, which would change it; give Recipe(optimiser='sgd', learning_rate=1)."
-        )
 
 
 def _train(
@@ -201,39 +201,65 @@ def _train(
             "texts."
         )
     with _trained(checkpoint, recipe) as parameters:
-        objective = Objective(checkpoint, encoding, recipe.upper_layers, recipe.batch_size)
-        rate = recipe.learning_rate if recipe.optimiser == "sgd" else float("nan")
-        engine = CheckpointEngine(objective, parameters, world, jax.random.key(recipe.seed), recipe.steps, rate)
-        optimiser = _optimiser(parameters, recipe)
+        engine = _engine(checkpoint, world, recipe, strategy, encoding, parameters)
+        optimiser = optimiser_of(parameters, recipe)
         past, resume = _History(), None
         if saved is not None:
-            past = _History(list(saved.log_policies), saved.gradients.tolist(), saved.seconds.tolist())
+            past = _History(list(saved.measured), saved.gradients.tolist(), saved.seconds.tolist())
             restore_moments(optimiser, parameters, saved)
             resume = _resumed(saved, strategy, engine, checkpoint.device)
-        began, asked = time.perf_counter(), engine.gradients
-        loss = Cells(torch.tensor(_cell_weights(world, recipe.penalty)))
-        run = train(engine, strategy, _update(engine, parameters, optimiser, recipe), loss=loss, resume=resume)
+        began, asked = time.perf_counter(), engine.live.gradients
+        shares = _shares(recipe)
+        loss = Cells(torch.tensor(_cell_weights(world, shares.safety, shares.task)))
+        run = train(
+            engine,
+            strategy,
+            update_by(engine.live, parameters, optimiser, recipe, engine.start),
+            loss=loss,
+            resume=resume,
+        )
         at = next(run) if resume is None else resume
         engine.settle(at.weights)
-        title = f"fine-tuning, λ = {recipe.penalty:g}"
+        title = f"{recipe.stage}, λ = {recipe.penalty:g}"
         with tqdm(total=recipe.steps, initial=at.step, desc=title, disable=not progress) as bar:
             for after in run:
                 past.seconds.append(time.perf_counter() - began)
-                past.gradients.append(engine.gradients - asked)
+                past.gradients.append(engine.live.gradients - asked)
                 past.policies.append(np.asarray(policy.checked(engine.measured(at.exported))))
                 at = after
                 engine.settle(at.weights)
-                now = gaps.weighted_sum(world, past.policies[-1], recipe.penalty)
-                bar.set_postfix_str(f"G_f + λ G_s = {now:.3f} nats", refresh=False)
+                bar.set_postfix_str(_now(world, recipe, past.policies[-1]), refresh=False)
                 bar.update()
                 if store is not None and at.step % recipe.save_every == 0 and at.step < recipe.steps:
                     store.save(past.snapshot(at, moments_of(optimiser, parameters)))
-                began, asked = time.perf_counter(), engine.gradients
+                began, asked = time.perf_counter(), engine.live.gradients
         past.policies.append(np.asarray(policy.checked(engine.measured(at.exported))))
         final = past.snapshot(at, moments_of(optimiser, parameters))
     if store is not None:
         store.save(final)
     return final
+
+
+def _engine(
+    checkpoint: Checkpoint,
+    world: World,
+    recipe: Recipe,
+    strategy: Strategy,
+    encoding: policy.Encoding,
+    parameters: Parameters,
+) -> CheckpointEngine:
+    """What the strategy asks, with the probes that it moves and the examples that it makes."""
+    key = jax.random.key(recipe.seed)
+    layers, size = recipe.upper_layers, recipe.batch_size
+    probing = Probing(strategy.probes, layer_names(parameters)) if strategy.probes else None
+    decode = strategy.decode if strategy.decodes else None
+    objective = Objective(checkpoint, encoding, layers, size, probing, decode)
+    corpus = None
+    if strategy.maps_examples:
+        lines = training_lines(checkpoint, world, strategy, _shares(recipe), key)
+        corpus = Corpus(checkpoint, lines, layers, size)
+    rate = recipe.learning_rate if recipe.optimiser == "sgd" else float("nan")
+    return CheckpointEngine(objective, parameters, world, key, recipe.steps, rate, corpus)
 
 
 @dataclass(frozen=True)
@@ -248,62 +274,43 @@ class _History:
         """The state after a step; of the last one, with the weights that are used, for then no model is needed to say them."""
         path = np.stack(self.policies), np.array(self.gradients), np.array(self.seconds)
         finished = len(self.policies) > at.step
-        exported = None if at.exported is at.weights or not finished else _kept(at.exported)
-        return RunState(at.step, _kept(at.weights), moments, at.state, *path, exported)
+        exported = None if at.exported is at.weights or not finished else kept(at.exported)
+        return RunState(at.step, kept(at.weights), moments, at.state, *path, exported)
 
 
 def _resumed(saved: RunState, strategy: Strategy, engine: CheckpointEngine, device: torch.device) -> Trained:
-    weights = {name: tensor.to(device) for name, tensor in saved.weights.items()}
+    weights = {name: tensor.to(device) for name, tensor in saved.weights.items()} | probes(engine.start)
     structure, tensors = flattened(saved.strategy)
     state = unflattened(structure, {name: tensor.to(device) for name, tensor in tensors.items()})
     return Trained(saved.step, weights, strategy.export(state, weights, engine), state)
-
-
-def _optimiser(parameters: Parameters, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimiser == "sgd":
-        return torch.optim.SGD(parameters.values(), lr=recipe.learning_rate)
-    return torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, betas=BETAS, weight_decay=0.0)
-
-
-def _update(
-    engine: CheckpointEngine, parameters: Parameters, optimiser: torch.optim.Optimizer, recipe: Recipe
-) -> Callable[[Tensors, Tensors, int], Tensors]:
-    """A step of the optimiser, and back into the ball if there is one, as `update` of `train`."""
-
-    def update(weights: Tensors, gradient: Tensors, step: int) -> Tensors:
-        engine.put(weights)
-        for name, p in parameters.items():
-            p.grad = gradient[name].to(p.dtype)
-        if recipe.optimiser == "adamw":
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * (1 - step / recipe.steps)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if recipe.radius is not None and recipe.rank is not None:
-            into_product_ball_(parameters, recipe.radius)
-        elif recipe.radius is not None:
-            into_ball_(parameters, engine.start, recipe.radius)
-        return engine.taken()
-
-    return update
 
 
 def _trained(checkpoint: Checkpoint, recipe: Recipe) -> AbstractContextManager[Parameters]:
     return trainable(checkpoint, recipe.rank, recipe.upper_layers, recipe.seed)
 
 
-def _kept(weights: Tensors) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+def _shares(recipe: Recipe) -> Shares:
+    return Shares(0.0, 1.0) if recipe.stage == "alignment" else Shares(1.0, recipe.penalty)
 
 
-def _cell_weights(world: World, penalty: float) -> np.ndarray:
-    r"""$c(x,y)=p_fP_f+\lambda\hat p_s\hat P_s$, shape (X, Y)."""
+def _cell_weights(world: World, penalty: float, task: float = 1.0) -> np.ndarray:
+    r"""$c(x,y)=p_fP_f+\lambda\hat p_s\hat P_s$, shape (X, Y), the first term as often as `task` says."""
     seen = world.training_safety
-    return np.asarray(world.capability.p[:, None] * world.capability.P + penalty * seen.p[:, None] * seen.P)
+    return np.asarray(task * world.capability.p[:, None] * world.capability.P + penalty * seen.p[:, None] * seen.P)
+
+
+def _done(recipe: Recipe) -> str:
+    return "aligned" if recipe.stage == "alignment" else f"fine-tuned at λ = {recipe.penalty:g}"
+
+
+def _now(world: World, recipe: Recipe, log_policy: np.ndarray) -> str:
+    if recipe.stage == "alignment":
+        return f"G_s = {gaps.proxy_gap(world, log_policy):.3f} nats"
+    return f"G_f + λ G_s = {gaps.weighted_sum(world, log_policy, recipe.penalty):.3f} nats"
 
 
 def _result(world: World, recipe: Recipe, strategy: Strategy, state: RunState) -> FineTuned:
-    path = state.log_policies
+    path = state.measured
     kinds = (gaps.safety_gap, gaps.capability_gap, gaps.proxy_gap)
     safety, capability, proxy = (jnp.stack([gap(world, each) for each in path]) for gap in kinds)
     used = state.weights if state.exported is None else state.exported

@@ -1,10 +1,14 @@
 """How a checkpoint is fine-tuned."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 OPTIMISERS = ("adamw", "sgd")
+STAGES = ("fine-tuning", "alignment")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Recipe:
             together; `None` for no constraint. It holds the optimiser's steps: a strategy that then moves the weights on
             its own may leave the ball.
         optimiser: "adamw", or "sgd" for plain descent. A strategy changes the gradients that the optimiser is given.
+        stage: "fine-tuning" descends the penalised loss; "alignment" the (proxy) safety data's loss alone, before any task
+            (the penalty is then 0). The stage of a published strategy is in `strategies.registry`.
     """
 
     penalty: float
@@ -39,6 +45,7 @@ class Recipe:
     batch_size: int = 16
     radius: float | None = None
     optimiser: str = "adamw"
+    stage: str = "fine-tuning"
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -52,7 +59,29 @@ class Recipe:
             )
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"Recipe was given optimiser={self.optimiser!r}; give one of {', '.join(OPTIMISERS)}.")
+        if self.stage not in STAGES:
+            raise ValueError(f"Recipe was given stage={self.stage!r}; give one of {', '.join(STAGES)}.")
+        if self.stage == "alignment" and self.penalty != 0:
+            raise ValueError(
+                f"Recipe was given penalty={self.penalty} with stage='alignment', where there is no task to weigh safety against; "
+                "give penalty=0."
+            )
         for name in ("steps", "rank", "save_every", "batch_size", "upper_layers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"Recipe was given {name}={value}; it must be at least 1.")
+
+
+@runtime_checkable
+class FinishedRun(Protocol):
+    """A run, in a text world or on data, as far as its weights are concerned."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it was made."""
+        ...
+
+    @property
+    def adapter(self) -> Mapping[str, torch.Tensor]:
+        """The weights that are used, by name: LoRA factors, or matrices trained in full."""
+        ...

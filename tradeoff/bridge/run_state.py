@@ -17,9 +17,9 @@ from safetensors.torch import save
 from tradeoff.studies import write_atomically
 
 STATE_FILE = "state.safetensors"
-FORMAT = "2"
+FORMAT = "3"
 PLAIN_VALUES = (bool, int, float, str, type(None))
-HISTORY = ("log_policies", "gradients", "seconds")
+HISTORY = ("measured", "gradients", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class RunState:
         weights: of the training itself, by name, on the CPU.
         moments: of the optimiser, by moment and name.
         strategy: the strategy's state.
-        log_policies: before each step (of a finished run also after the last), shape (steps or steps + 1, X, Y).
+        measured: so far, one entry for each measurement: log-policies in a text world, losses on data.
         gradients: how many each step asked for, shape (steps,).
         seconds: how long each step took, shape (steps,).
         exported: the weights that the strategy would use, of a finished run in which they are not those of the training.
@@ -41,7 +41,7 @@ class RunState:
     weights: Mapping[str, torch.Tensor]
     moments: Mapping[str, torch.Tensor]
     strategy: Any
-    log_policies: np.ndarray
+    measured: np.ndarray
     gradients: np.ndarray
     seconds: np.ndarray
     exported: Mapping[str, torch.Tensor] | None = None

@@ -17,7 +17,51 @@ Tensors = Mapping[str, torch.Tensor]
 """Weights by name."""
 
 
-class TorchEngine(Engine):
+class AbstractTorchEngine(Engine):
+    """What the torch engines have in common: where training began, and the random numbers of the JAX engine.
+
+    Args:
+        start: the aligned weights.
+        key: a JAX random key, so that random numbers are those of the JAX engine.
+        steps: how many steps there will be.
+        learning_rate: of the optimiser.
+    """
+
+    def __init__(self, start: Tensors, key: Array, steps: int, learning_rate: float = float("nan")) -> None:
+        self.steps, self.learning_rate = steps, learning_rate
+        self._start, self._key = dict(start), key
+
+    @property
+    def start(self) -> Tensors:
+        """The aligned weights."""
+        return self._start
+
+    def descended(self, objective: Loss, weights: Tensors) -> Tensors:
+        """The gradient of what training descends, by name."""
+        return self.gradient(objective, weights)
+
+    def normal(self, label: str, step: Any, like: Tensors) -> Tensors:
+        """Standard normals of the shapes of `like`."""
+        keys = jax.random.split(random_key(self._key, label, step), len(like))
+        return {
+            name: self._tensor(jax.random.normal(key, tuple(like[name].shape))).to(like[name].dtype)
+            for name, key in zip(sorted(like), keys, strict=True)
+        }
+
+    def uniform(self, label: str, step: Any, shape: tuple[int, ...]) -> torch.Tensor:
+        """Uniforms on (0, 1)."""
+        return self._tensor(jax.random.uniform(random_key(self._key, label, step), shape))
+
+    def either(self, condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        """One of two computations."""
+        return then() if bool(condition) else otherwise()
+
+    def _tensor(self, values: Array) -> torch.Tensor:
+        device = next(iter(self.start.values())).device
+        return torch.from_numpy(np.array(values)).to(device)
+
+
+class TorchEngine(AbstractTorchEngine):
     """Losses of a torch policy on a world, and their gradients, at weights by name.
 
     Args:
@@ -38,14 +82,9 @@ class TorchEngine(Engine):
         steps: int,
         learning_rate: float = float("nan"),
     ) -> None:
-        self.policy, self.steps, self.learning_rate = policy, steps, learning_rate
-        self._start, self._key = dict(start), key
+        super().__init__(start, key, steps, learning_rate)
+        self.policy = policy
         self._world, self._data = world, None
-
-    @property
-    def start(self) -> Tensors:
-        """The aligned weights."""
-        return self._start
 
     @property
     def data(self) -> Data:
@@ -71,31 +110,11 @@ class TorchEngine(Engine):
         pulled = torch.autograd.grad(log_policy, list(at.values()), -cells)
         return dict(zip(at, pulled, strict=True))
 
-    def normal(self, label: str, step: Any, like: Tensors) -> Tensors:
-        """Standard normals of the shapes of `like`."""
-        keys = jax.random.split(random_key(self._key, label, step), len(like))
-        return {
-            name: self._tensor(jax.random.normal(key, tuple(like[name].shape))).to(like[name].dtype)
-            for name, key in zip(sorted(like), keys, strict=True)
-        }
-
-    def uniform(self, label: str, step: Any, shape: tuple[int, ...]) -> torch.Tensor:
-        """Uniforms on (0, 1)."""
-        return self._tensor(jax.random.uniform(random_key(self._key, label, step), shape))
-
-    def either(self, condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        """One of two computations."""
-        return then() if bool(condition) else otherwise()
-
     def _laws(self, world: World) -> Data:
         seen = world.training_safety
         safety = self._tensor(seen.p[:, None] * seen.P)
         task = self._tensor(world.capability.p[:, None] * world.capability.P)
         return Data(task, safety, harmful_answers(safety), self.log_policy(self.start).to(safety.dtype))
-
-    def _tensor(self, values: Array) -> torch.Tensor:
-        device = next(iter(self.start.values())).device
-        return torch.from_numpy(np.array(values)).to(device)
 
 
 class Trained(NamedTuple):
@@ -115,7 +134,7 @@ class Trained(NamedTuple):
 
 
 def train(
-    engine: TorchEngine,
+    engine: AbstractTorchEngine,
     strategy: Strategy,
     update: Callable[[Tensors, Tensors, int], Tensors],
     lam: float = 0.0,
@@ -135,7 +154,8 @@ def train(
     Yields:
         Where the run is, before the first step and after each.
     """
-    objective = loss if loss is not None else Weighted(((1.0, TASK), (lam, SAFETY)))
+    penalised = TASK if lam == 0 else Weighted(((1.0, TASK), (lam, SAFETY)))
+    objective = penalised if loss is None else loss
     if resume is None:
         strategy.check(engine)
         weights: Tensors = dict(engine.start)
@@ -145,7 +165,7 @@ def train(
         weights, state = resume.weights, resume.state
     for step in range(0 if resume is None else resume.step, engine.steps):
         state = strategy.refresh(state, weights, step, engine)
-        gradient = strategy.gradient(lambda at: engine.gradient(objective, at), state, weights, step, engine)
+        gradient = strategy.gradient(lambda at: engine.descended(objective, at), state, weights, step, engine)
         weights, state = strategy.land(state, weights, update(weights, gradient, step), step, engine)
         yield Trained(step + 1, weights, strategy.export(state, weights, engine), state)
 
