@@ -1,10 +1,10 @@
-"""The command line: `tradeoff verify`, `frontier`, `strategies`, `document`, `lm measure` and `lm finetune`."""
+"""The command line: `tradeoff verify`, `frontier`, `strategies`, `document`, `lm measure`, `lm finetune` and `lm preflight`."""
 
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -218,31 +218,52 @@ class Document:
 
 @dataclass(frozen=True)
 class Measure:
-    """Print the gaps of a language model in a text world.
+    """Print the gaps of a language model in a text world, or on data: JSON, JSON Lines, CSV, Parquet or a hub's data set.
 
     Attributes:
         world: a JSON file of a world with the texts of its contexts and responses.
         checkpoint: SmolLM2-135M-Instruct, a folder in the Hugging Face layout, a .gguf file, or a name on its hub.
+        safety: safety data: questions with the answers that are wanted.
+        capability: data of the task.
+        proxy: the safety data at hand while fine-tuning.
+        baseline: the checkpoint whose loss on the same rows the gaps subtract; zero unless told.
+        teacher: a checkpoint to compare with at every token.
+        prompts: prompts to be answered, and judged for refusals.
+        overlap: compare the contexts of safety and capability data.
+        limit: examples of each file, drawn by the seed; all unless told.
+        seed: of the draws.
         json: print JSON for a machine to read.
     """
 
-    world: tyro.conf.Positional[Path]
+    world: tyro.conf.Positional[Path | None] = None
     checkpoint: str = "SmolLM2-135M-Instruct"
+    safety: str | None = None
+    capability: str | None = None
+    proxy: str | None = None
+    baseline: str | None = None
+    teacher: str | None = None
+    prompts: str | None = None
+    overlap: bool = False
+    limit: int | None = None
+    seed: int = 0
     json: bool = False
 
     def run(self) -> int:
-        """Print one line for each gap."""
-        import tradeoff as to
-
+        """Print one line for each number."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("world", "json")}
+        data = [name for name in ("safety", "capability", "proxy", "prompts") if given[name] is not None]
+        if (self.world is None) == (not data):
+            return _refuse("give either a world's JSON file, or data: --safety, --capability, --proxy or --prompts.")
         try:
             from tradeoff import bridge
 
-            world = to.worlds.read(self.world)
-            scores = bridge.log_policy(bridge.load(self.checkpoint), world, progress=sys.stderr.isatty())
+            if self.world is None:
+                found = bridge.measure(bridge.MeasureSettings(**given), progress=sys.stderr.isatty())
+                print(found.to_json() if self.json else found)
+                return 0
+            return _report(_gaps_in_world(self.world, self.checkpoint), self.json)
         except (ModuleNotFoundError, ValueError, RuntimeError) as error:
             return _refuse(str(error))
-        found = {"safety_gap": to.safety_gap, "capability_gap": to.capability_gap, "proxy_gap": to.proxy_gap}
-        return _report({name: float(gap(world, scores)) for name, gap in found.items()}, self.json)
 
 
 @dataclass(frozen=True)
@@ -252,7 +273,8 @@ class Finetune:
     Attributes:
         world: a JSON file of a world with the texts of its contexts and responses.
         checkpoint: SmolLM2-135M-Instruct, a folder in the Hugging Face layout, a .gguf file, or a name on its hub.
-        strategy: a name of tradeoff.strategies.registry; its settings are those of the registry.
+        strategy: a name of tradeoff.strategies.registry; its settings are those of the registry. One of the stage of
+            alignment, such as vaccine or booster, is trained on the safety data alone.
         penalty: λ ≥ 0, the weight of the safety loss beside the task's.
         steps: how many.
         learning_rate: at the first step.
@@ -284,9 +306,9 @@ class Finetune:
         try:
             from tradeoff import bridge
 
-            strategy = _strategy(self.strategy)
+            strategy, stage = _strategy(self.strategy)
             names = ("penalty", "steps", "learning_rate", "rank", "upper_layers", "optimiser", "seed")
-            recipe = bridge.Recipe(**{name: getattr(self, name) for name in names})
+            recipe = bridge.Recipe(**{name: getattr(self, name) for name in names}, stage=stage)
             world, checkpoint = to.worlds.read(self.world), bridge.load(self.checkpoint)
             tuned = bridge.finetune(checkpoint, world, recipe, self.folder, sys.stderr.isatty(), strategy)
         except (ModuleNotFoundError, KeyError, ValueError, RuntimeError) as error:
@@ -296,6 +318,56 @@ class Finetune:
             rows |= {f"{name}_before": float(getattr(tuned, name)[0]), name: float(getattr(tuned, name)[-1])}
         cost = {"gradients": int(tuned.gradients.sum()), "seconds": float(tuned.seconds.sum())}
         return _report(rows | cost, self.json)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Foretell, before any training, what fine-tuning a language model in a text world would cost in safety.
+
+    Attributes:
+        world: a JSON file of a world with the texts of its contexts and responses.
+        checkpoint: SmolLM2-135M-Instruct, a folder in the Hugging Face layout, a .gguf file, or a name on its hub; aligned.
+        penalties: λ > 0 of the loss constraint.
+        radii: ε > 0 of the parameter constraint; parts of the reach of the task gradient unless told.
+        budget: rise of the safety gap that is accepted, nats.
+        dimensions: of the subspace in which the strategies are solved.
+        steps: of the run whose cost is told.
+        rank: of the LoRA adapters; None to train matrices in full.
+        upper_layers: how many layers, counted from the top, are trained; None for all.
+        seed: of the adapters' start.
+        json: print JSON for a machine to read.
+    """
+
+    world: tyro.conf.Positional[Path]
+    checkpoint: str = "SmolLM2-135M-Instruct"
+    penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    radii: tuple[float, ...] = ()
+    budget: float = 0.1
+    dimensions: int = 8
+    steps: int = 60
+    rank: int | None = 32
+    upper_layers: int | None = 8
+    seed: int = 0
+    json: bool = False
+
+    def run(self) -> int:
+        """Print the signs, the predicted settings, and the one that is recommended."""
+        import tradeoff as to
+
+        try:
+            from tradeoff import bridge
+
+            names = ("steps", "rank", "upper_layers", "seed")
+            recipe = bridge.Recipe(penalty=0.0, **{name: getattr(self, name) for name in names})
+            world, checkpoint = to.worlds.read(self.world), bridge.load(self.checkpoint)
+            asked = {name: getattr(self, name) for name in ("penalties", "budget", "dimensions")}
+            flight = bridge.preflight(
+                checkpoint, world, recipe, radii=self.radii or None, progress=sys.stderr.isatty(), **asked
+            )
+        except (ModuleNotFoundError, ValueError, RuntimeError) as error:
+            return _refuse(str(error))
+        print(json.dumps(flight.as_dict(), indent=1) if self.json else flight)
+        return 0
 
 
 def main() -> None:
@@ -308,7 +380,8 @@ def main() -> None:
             | Annotated[Document, tyro.conf.subcommand("document")]
             | Annotated[
                 Annotated[Measure, tyro.conf.subcommand("measure")]
-                | Annotated[Finetune, tyro.conf.subcommand("finetune")],
+                | Annotated[Finetune, tyro.conf.subcommand("finetune")]
+                | Annotated[Preflight, tyro.conf.subcommand("preflight")],
                 tyro.conf.subcommand("lm", description="Measure and fine-tune language models."),
             ]
         ],
@@ -350,25 +423,32 @@ def _line(row: dict) -> str:
     return f"{row['name']:14s} holds  tightest {tightest:>9s}  {row['title']}{kind}"
 
 
-def _strategy(name: str) -> "Strategy":
-    """A strategy with the registry's settings, unless the registry makes them up from the weights as an example."""
+def _gaps_in_world(path: Path, checkpoint: str) -> dict[str, float]:
+    """The exact gaps of a language model in a text world."""
+    import tradeoff as to
+    from tradeoff import bridge
+
+    world = to.worlds.read(path)
+    scores = bridge.log_policy(bridge.load(checkpoint), world, progress=sys.stderr.isatty())
+    found = {"safety_gap": to.safety_gap, "capability_gap": to.capability_gap, "proxy_gap": to.proxy_gap}
+    return {name: float(gap(world, scores)) for name, gap in found.items()}
+
+
+def _strategy(name: str) -> "tuple[Strategy, str]":
+    """A strategy with the registry's settings, unless the registry makes them up as an example, and its stage of training."""
     import torch
 
     from tradeoff.bridge.run_state import described
     from tradeoff.strategies import registry
 
     row = registry.get(name)
-    if row.stage != "fine-tuning":
-        raise ValueError(
-            f"{name} is not for fine-tuning (it belongs to the stage {row.stage!r}); give another strategy."
-        )
     one, other = (row.make({"weights": torch.ones(n, n)}) for n in (2, 4))
     if described(one) != described(other):
         raise ValueError(
             f"{name} has settings without defaults, such as other models' weights or a judge's marks; give them in Python: "
             "tradeoff.bridge.finetune(..., strategy=...)."
         )
-    return one
+    return one, "alignment" if row.aligns else "fine-tuning"
 
 
 def _report(numbers: dict[str, float], as_json: bool) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 import tradeoff as to
 from tradeoff import cli
+from tradeoff.bridge.data import sample
 
 
 @pytest.fixture
@@ -44,17 +45,70 @@ def test_finetune_prints_the_gaps_before_and_after_and_the_cost(lm, tmp_path):
     assert again == told, "the run is in the folder"
 
 
+@pytest.fixture
+def on_data(tiny_folder, world, tmp_path, monkeypatch, capsys):
+    """Run `tradeoff lm measure` on data of the world and the tiny checkpoint."""
+    for role in ("safety", "capability"):
+        drawn = sample(world, getattr(world, role), 8).examples
+        rows = [{"question": e.prompt[0].content, "answer": e.answer} for e in drawn]
+        (tmp_path / f"{role}.json").write_text(json.dumps(rows))
+
+    def run(*arguments):
+        given = [str(tmp_path / a) if a.endswith(".json") else a for a in arguments]
+        monkeypatch.setattr(sys, "argv", ["tradeoff", "lm", "measure", "--checkpoint", str(tiny_folder), *given])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_measure_reads_data_as_well_as_worlds(on_data, tiny_folder):
+    arguments = ("--safety", "safety.json", "--capability", "capability.json", "--limit", "6")
+    code, out, _ = on_data(*arguments, "--baseline", str(tiny_folder), "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["gaps"]["capability"]["gap"]["value"] == 0
+    assert told["gaps"]["safety"]["baseline"] == str(tiny_folder)
+    code, out, _ = on_data(*arguments)
+    assert f"{told['gaps']['safety']['loss']['value']:.4g}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "give either a world's JSON file, or data"),
+        (("world.json", "--safety", "safety.json"), "give either a world's JSON file, or data"),
+        (("--safety", "absent.json"), "absent.json is no file"),
+        (("--safety", "safety.json", "--overlap"), "give both safety and capability data"),
+        (("--safety", "safety.json", "--checkpoint", "/nowhere"), "No such folder: /nowhere"),
+    ],
+)
+def test_a_wrong_measurement_is_answered_with_the_right_one(on_data, arguments, says):
+    code, _, err = on_data(*arguments)
+    assert code == 2
+    assert says in err
+
+
 def test_finetune_trains_in_full_and_speaks_to_people(lm):
     code, out, _ = lm("finetune", *QUICK[:-1], "--rank", "None", "--strategy", "ema")
     assert code == 0
     assert out.split()[0] == "safety_gap_before"
 
 
+def test_a_strategy_of_alignment_is_trained_on_the_safety_data(lm):
+    told = json.loads(lm("finetune", *QUICK, "--rank", "2", "--strategy", "vaccine")[1])
+    assert told["safety_gap"] < told["safety_gap_before"]
+    assert told["gradients"] == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--strategy", "emma"), "no strategy is named 'emma'"),
-        (("--strategy", "booster"), "booster is not for fine-tuning"),
+        (("--strategy", "booster", "--penalty", "1"), "penalty=1.0 with stage='alignment'"),
+        (("--strategy", "tsdi"), "tsdi has settings without defaults"),
         (("--strategy", "resta"), "resta has settings without defaults"),
         (("--strategy", "lb-sgd"), "give Recipe(optimiser='sgd', learning_rate=1)"),
         (("--steps", "0"), "steps=0; it must be at least 1"),
