@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from tradeoff._records import record
 from tradeoff.dynamics import descend, minibatch_noise, quadratic_flow
 from tradeoff.loss_constraint import gaps
 from tradeoff.problems import Quadratic, Tabular, quadratic
-from tradeoff.strategies import EMA, Ball
+from tradeoff.strategies import EMA, Ball, Strategy
 from tradeoff.tolerances import FLOW, IDENTITY, PRINTED, agree
 from tradeoff.worlds import golden
 
@@ -73,6 +74,27 @@ def test_any_problem_and_any_rule():
     assert abs(run.gaps.safety[-1] - exact.safety) < FLOW.absolute
     assert abs(run.gaps.capability[-1] - exact.capability) < FLOW.absolute
     assert abs(run.gaps.capability[1] - exact.capability) > FLOW.absolute
+
+
+def test_a_run_like_the_last_one_is_not_compiled_again():
+    """A strategy's hooks are called while a program is made, and not when it runs."""
+    made = []
+
+    @record
+    class Counting(Strategy):
+        def gradient(self, inner, state, weights, step, engine):
+            made.append(step)
+            return inner(weights)
+
+    def compiles(start, **options):
+        before = len(made)
+        descend(quadratic.golden(), Counting(), steps=2, every=2, start=start, **options)
+        return len(made) > before
+
+    assert compiles(jnp.zeros(2), learning_rate=0.1)
+    assert not compiles(jnp.ones(2), learning_rate=0.1)
+    assert compiles(jnp.ones(2), optimiser=optax.sgd(0.1))
+    assert compiles(jnp.ones(2), optimiser=optax.sgd(0.1))  # the control: the same rule, made anew
 
 
 def test_a_key_fixes_the_noise_and_another_changes_it():

@@ -1,5 +1,6 @@
 r"""Descent of any problem by any strategy: what training does, step by step, and what each step costs in safety."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,7 +81,8 @@ def descend(
         strategy: one of `tradeoff.strategies`, or an optimiser, for instance `optax.sgd(0.1)`, to fine-tune plainly with it.
         steps: how many steps.
         learning_rate: of plain descent, h; a strategy that sets the length of its steps needs none.
-        optimiser: in place of plain descent, for instance `optax.adam(1e-3)`.
+        optimiser: in place of plain descent, for instance `optax.adam(1e-3)`. Learning rates are told apart by value, but
+            optimisers (and noise) by identity: make one once and give it to many runs, else each of them compiles.
         key: of the random numbers of noise and strategy.
         start: the first parameters; the aligned ones, `problem.aligned()`, unless given.
         lam: a finite penalty λ ≥ 0.
@@ -121,7 +123,7 @@ def descend(
         raise ValueError("descend was given noise and no key; give key=jax.random.key(...).")
     if not isinstance(strategy, Strategy):
         strategy, optimiser = Plain(), strategy
-    rule, learning_rate = _optimiser(strategy, optimiser, learning_rate)
+    learning_rate = _rate(strategy, optimiser, learning_rate)
     if start is None:
         if not hasattr(problem, "aligned"):
             raise ValueError(f"{type(problem).__name__} has no aligned parameters to start from; give start.")
@@ -131,7 +133,7 @@ def descend(
         strategy.check(engine)
     numbers = jnp.arange(first_step, last_step, every)
     last = None if resume is None else resume.last
-    run = _descend(engine, strategy, rule, noise, jnp.asarray(lam, jnp.float64), loss, last, numbers, every)
+    run = _descend(engine, strategy, optimiser, noise, jnp.asarray(lam, jnp.float64), loss, last, numbers, every)
     if is_concrete(run.diverged) and int(run.diverged) >= 0:
         raise FloatingPointError(
             f"descent was no longer finite after step {int(run.diverged)} of {steps}; give a smaller learning rate (plain "
@@ -140,29 +142,26 @@ def descend(
     return run
 
 
-def _optimiser(
+def _rate(
     strategy: Strategy, optimiser: optax.GradientTransformation | None, learning_rate: float | Array | None
-) -> tuple[optax.GradientTransformation, float | Array]:
-    """The optimiser of a run and its learning rate (NaN of one that is not plain descent)."""
+) -> float | Array:
+    """The learning rate of a run: NaN of an optimiser that is not plain descent."""
     if strategy.owns == "step":
         if optimiser is not None or learning_rate not in (None, 1.0):
             raise ValueError(
                 f"{type(strategy).__name__} sets the length of its steps; give it neither an optimiser nor a learning rate."
             )
-        return optax.sgd(1.0), 1.0
+        return 1.0
     if (optimiser is None) == (learning_rate is None):
         raise ValueError("descend needs a learning rate or an optimiser, one of the two.")
-    if optimiser is not None:
-        return optimiser, float("nan")
-    assert learning_rate is not None  # one of the two
-    return optax.sgd(learning_rate), learning_rate
+    return math.nan if learning_rate is None else learning_rate
 
 
 @eqx.filter_jit
 def _descend(
     engine: JaxEngine,
     strategy: Strategy,
-    optimiser: optax.GradientTransformation,
+    optimiser: optax.GradientTransformation | None,
     noise: Callable[[Array, Any], Any] | None,
     lam: Array,
     loss: Loss | None,
@@ -172,6 +171,8 @@ def _descend(
 ) -> Descent:
     engine = engine.prepared()
     objective = Weighted(((1.0, TASK), (lam, SAFETY))) if loss is None else loss
+    # Plain descent is made here: optax makes new functions at every call, and a program of new functions is compiled anew.
+    rule = optax.sgd(engine.learning_rate) if optimiser is None else optimiser
 
     def plain(weights: Any) -> Any:
         # Of a policy the gradient is a pull of its cells, several times cheaper than the derivative of its gaps.
@@ -189,7 +190,7 @@ def _descend(
 
         state = strategy.refresh(at.state, at.weights, number, engine)
         gradient = strategy.gradient(noisy, state, at.weights, number, engine)
-        updates, memory = optimiser.update(gradient, at.optimiser, at.weights)
+        updates, memory = rule.update(gradient, at.optimiser, at.weights)
         moved: Any = optax.apply_updates(at.weights, updates)
         weights, state = strategy.land(state, at.weights, moved, number, engine)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(weights)]))
@@ -205,7 +206,7 @@ def _descend(
 
     if last is None:
         start = engine.start
-        last = Last(start, strategy.init(start, engine), optimiser.init(start), jnp.array(-1))
+        last = Last(start, strategy.init(start, engine), rule.init(start), jnp.array(-1))
     end, gaps = jax.lax.scan(stretch, last, numbers)
     gaps = jax.tree.map(jnp.append, engine.problem.gaps(exported(last)), gaps)
     steps = jnp.append(numbers, numbers[-1] + every)
