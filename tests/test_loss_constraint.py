@@ -152,15 +152,19 @@ def test_gaps_are_differentiable_in_the_world_and_the_penalty():
 @pytest.mark.parametrize("name", ["golden", "random", "over_penalised"])
 @pytest.mark.parametrize("width", [4.0, 0.01])
 def test_the_bound_on_an_interval_of_penalties_is_one_and_is_near(name, width):
-    """What the certified search prunes by: never above the least gap of the interval, and near it where the interval is short."""
-    low = jnp.arange(-6.0, 6.0, 0.5)
+    """What the certified search prunes by: never above the least gap of the interval, and near it where the interval is short.
+
+    With one context only it is off by the square of the width, also where the least gap lies inside, at λ = 1.
+    """
+    low = jnp.arange(-6.0, 6.0, 0.5) - width / 3
     at_middle, bound = c1._middle_and_bound(WORLDS[name], low, low + width)
     inside = low[:, None] + width * jnp.linspace(0, 1, 101)[None, :]
     found = c1.gaps(WORLDS[name], jnp.exp(inside)).safety
     np.testing.assert_allclose(at_middle, found[:, 50], rtol=IDENTITY.relative)
     assert np.all(bound <= found.min(axis=1) + IDENTITY.absolute)
     if width < 1:
-        np.testing.assert_allclose(bound, found.min(axis=1), rtol=width, atol=width**2)
+        off = 0 if name == "over_penalised" else width
+        np.testing.assert_allclose(bound, found.min(axis=1), rtol=off, atol=width**2)
 
 
 def test_where_every_penalty_costs_nothing_none_is_best():
