@@ -34,7 +34,9 @@ CATALOGUE = (
     Entry("e6_checkpoint", checkpoint=True),
     Entry("e7_optimisation"),
     Entry("e7_hypotheses"),
+    Entry("e7_text"),
     Entry("e8_league"),
+    Entry("e8_text"),
 )
 
 

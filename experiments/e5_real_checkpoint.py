@@ -1,8 +1,6 @@
 """E5: a real checkpoint meets its exact frontier: SmolLM2, fine-tuned in a text world at several penalties (T7, T8)."""
 
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,9 @@ import numpy as np
 import xarray as xr
 
 import tradeoff as to
+from experiments.checkpoint_cells import cell
 from experiments.common import penalties
-from tradeoff import bridge, loss_constraint, studies
+from tradeoff import bridge, loss_constraint
 
 
 @dataclass(frozen=True)
@@ -100,14 +99,6 @@ def fine_tuned(
         upper_layers=settings.upper_layers,
         seed=settings.seed,
     )
-    return bridge.finetune(checkpoint, world, recipe, _cell(folder, checkpoint, world, recipe), progress)
-
-
-def _cell(folder: Path, checkpoint: bridge.Checkpoint, world: to.World, recipe: bridge.Recipe) -> Path:
-    """A folder for one run as made here: other settings, sources, libraries or devices start a run of their own."""
-    sources = studies.digest(*sorted(Path(bridge.__file__).parent.glob("*.py")))
-    libraries = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft")]
-    made_by = json.dumps(
-        [bridge.identity(checkpoint, world, recipe), sources, libraries, checkpoint.device.type], sort_keys=True
+    return bridge.finetune(
+        checkpoint, world, recipe, cell(folder, f"penalty-{penalty:g}", checkpoint, world, recipe), progress
     )
-    return folder / f"penalty-{recipe.penalty:g}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"

@@ -8,6 +8,7 @@ prompts with the safety data; and one whose task shares none, in which nothing c
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,8 +122,8 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
         },
         coords={
             "strategy": [row.name for row in rows],
-            "kind": ("strategy", [_example(row).kind for row in rows]),
-            "needs": ("strategy", ["; ".join(_example(row).needs) or "nothing" for row in rows]),
+            "kind": ("strategy", [example(row).kind for row in rows]),
+            "needs": ("strategy", ["; ".join(example(row).needs) or "nothing" for row in rows]),
             "world": list(WORLDS),
             "seed": np.arange(settings.seeds),
             "setting": np.arange(SETTINGS),
@@ -170,7 +171,8 @@ def paths(row: Row, problems: Problem, settings: Settings) -> Gaps | None:
     def one(problem: Problem, seed: Array, value: Array) -> Gaps:
         start = problem.aligned()  # pyright: ignore[reportAttributeAccessIssue]
         random = jax.random.fold_in(key(settings.seed), seed)
-        strategy = given(row, problem, random, settings)
+        others = {"learning_rate": settings.rate_table, "steps": settings.steps, "every": settings.steps}
+        strategy = given(row, problem, start, random, others)
         if row.knob:
             strategy = dataclasses.replace(strategy, **{row.knob: value})  # pyright: ignore[reportArgumentType]
         stiff = jnp.linalg.norm(problem.H_f, ord=2) if isinstance(problem, Quadratic) else 1.0
@@ -194,36 +196,54 @@ def paths(row: Row, problems: Problem, settings: Settings) -> Gaps | None:
         raise
 
 
-def given(row: Row, problem: Problem, random: Array, settings: Settings) -> Strategy:
-    """A strategy with what it needs, where that is more than data: a guard, an unaligned model, models of other seeds."""
-    start = problem.aligned()  # pyright: ignore[reportAttributeAccessIssue]
+def given(
+    row: Row, problem: Problem, start: Any, random: Array, options: dict[str, Any], base: Weights | None = None
+) -> Strategy:
+    """A strategy with what it needs, where that is more than data: a guard, an unaligned model, models of other seeds.
+
+    Args:
+        row: of the registry.
+        problem: with a policy, if the strategy needs one of these.
+        start: the aligned parameters.
+        random: key of other seeds.
+        options: of the runs that make other models.
+        base: weights before alignment, where there are such; elsewhere the start is trained on harmful answers.
+    """
     if row.name not in GIVEN:
         return row.make(named(start))
-    if not isinstance(problem, Tabular):
-        raise ValueError(f"{row.name} needs answers; give a problem with a policy.")
-    options = {"learning_rate": settings.rate_table, "steps": settings.steps, "every": settings.steps}
-    law = problem.world.safety
+    if not hasattr(problem, "log_policy"):
+        raise ValueError(f"{row.name} needs answers; {NO_POLICY[0]}.")
+    law = problem.world.safety  # pyright: ignore[reportAttributeAccessIssue]
     if row.name in ("star-dss", "star-dss-full", "rejection-sampling"):
         # The guard finds an answer to a safety prompt as safe as it is usual there, next to the most usual one.
         safe = jnp.where(law.p[:, None] > 0, law.P / jnp.max(law.P, axis=-1, keepdims=True), 1.0)
         if row.name == "rejection-sampling":
             return STARDSS(jnp.where(safe > 1 / 2, 1.0, 0.0), lam_KL=0.0)
         return STARDSS(safe, kl="full" if row.name == "star-dss-full" else "k2")
+
+    def trained(strategy: Strategy, **more: Any) -> Weights:
+        return named(dynamics.descend(problem, strategy, start=start, **options, **more).parameters)
+
     if row.name == "model-stock":
-        seeds = [jax.random.fold_in(random, 1 + n) for n in range(2)]
-        return ModelStock(
-            tuple(named(dynamics.descend(problem, SmallBatch(), key=seed, **options).parameters) for seed in seeds)
-        )
-    unaligned = named(dynamics.descend(problem, Plain(), loss=HARMFUL, **options).parameters)
+        return ModelStock(tuple(trained(SmallBatch(), key=jax.random.fold_in(random, 1 + n)) for n in range(2)))
+    unaligned = trained(Plain(), loss=HARMFUL) if base is None else base
     if row.name == "safe-lora":
         return SafeLoRA(unaligned, outputs=1)
     return TaskArithmetic(unaligned, drop=0.5 if row.name == "resta-dare" else 0.0)
 
 
-def gradients_per_step(row: Row, steps: int = 20) -> float:
-    """How many gradients of a loss a step asks for, on average over the first steps; a refreshed reference counts when due."""
-    world = worlds.golden()
-    problem = Tabular(world)
+def gradients_per_step(row: Row, problem: Problem | None = None, start: Any = None, steps: int = 20) -> float:
+    """How many gradients of a loss a step asks for, on average over the first steps; a refreshed reference counts when due.
+
+    Args:
+        row: of the registry.
+        problem: a small table unless given.
+        start: its parameters, the aligned ones unless given.
+        steps: how many.
+    """
+    if problem is None:
+        problem = Tabular(worlds.golden())
+        start = problem.aligned()
     counted: list[str] = []
 
     class Counting(JaxEngine):
@@ -232,7 +252,7 @@ def gradients_per_step(row: Row, steps: int = 20) -> float:
             return super().gradient(loss, weights)
 
     with jax.disable_jit():
-        engine = Counting(problem, problem.aligned(), key(0), steps, 0.1)
+        engine = Counting(problem, start, key(0), steps, 0.1).prepared()
         strategy, weights = row.make(engine.start), engine.start
         state = strategy.init(weights, engine)
         counted.clear()
@@ -293,12 +313,14 @@ def _at_half(
                 least[world, seed] = np.interp(target, capable, safe)
                 paths = safety[:, :, world, seed], capability[:, :, world, seed]
                 half[:, :, world, seed] = [
-                    [_first(*path, target) for path in zip(*of_row, strict=True)] for of_row in zip(*paths, strict=True)
+                    [first_at(*path, target) for path in zip(*of_row, strict=True)]
+                    for of_row in zip(*paths, strict=True)
                 ]
     return half, least
 
 
-def _first(safety: np.ndarray, capability: np.ndarray, target: float) -> float:
+def first_at(safety: np.ndarray, capability: np.ndarray, target: float) -> float:
+    """The safety gap where a path first has a capability gap, between its points; NaN if never."""
     below = np.flatnonzero(capability <= target)
     if not below.size:
         return np.nan
@@ -313,7 +335,7 @@ def _check(rows: list[Row], distance: np.ndarray, safety: np.ndarray) -> None:
         raise RuntimeError(f"{name} comes {-least:.2e} below the exact frontier; one of the two is wrong.")
     table = WORLDS.index("no prompt shared")
     for number, row in enumerate(rows):
-        blind = not _example(row).needs and row.stage == "fine-tuning" and row.name not in OVER_ALL
+        blind = not example(row).needs and row.stage == "fine-tuning" and row.name not in OVER_ALL
         moved = float(np.nanmax(np.abs(safety[number, :, table] - safety[number, :, table, :, :1])))
         if blind and moved > ROOT.absolute:
             raise RuntimeError(
@@ -322,7 +344,8 @@ def _check(rows: list[Row], distance: np.ndarray, safety: np.ndarray) -> None:
             )
 
 
-def _example(row: Row) -> Strategy:
+def example(row: Row) -> Strategy:
+    """The strategy of a row, to ask it what it needs."""
     problem = Tabular(worlds.golden())
     return row.make(named(problem.aligned()))
 
