@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,14 +152,10 @@ def _tabular_gaps(problem: Tabular, parameters: Array) -> Gaps:
     return jax.lax.map(problem.gaps, parameters)
 
 
+@eqx.filter_jit  # what of a problem is no array is a constant of the program
 def _generic_flow(problem: Problem, start: Any, times: Array, lam: Array) -> tuple[Any, Array]:
     flat, unravel = ravel_pytree(start)
-
-    @jax.jit
-    def solve(flat: Array) -> tuple[Array, Array]:
-        return _integrate(jax.grad(lambda z: -problem.objective(unravel(z), lam)), flat, times)
-
-    states, solved = solve(flat)
+    states, solved = _integrate(jax.grad(lambda z: -problem.objective(unravel(z), lam)), flat, times)
     return jax.vmap(unravel)(states), solved
 
 
