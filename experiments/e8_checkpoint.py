@@ -34,20 +34,7 @@ class Settings:
     """
 
     world: e10.Settings = field(default_factory=e10.Settings)
-    names: tuple[str, ...] = (
-        "ema",
-        "merge-linear",
-        "l2-sp",
-        "ewc",
-        "mixing",
-        "safegrad",
-        "a-gem",
-        "ogpsa",
-        "spag",
-        "lisa",
-        "booster",
-        "vaccine",
-    )
+    names: tuple[str, ...] = ("ema", "merge-linear", "l2-sp", "mixing", "safegrad", "spag", "booster", "vaccine")
     steps: int = 20
     learning_rate: float = 1e-4
     gentle: float = 2e-5

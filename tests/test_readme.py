@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from figures import e8_league
+from figures import e8_league, e8_text
 from tradeoff import theorems
 
 ROOT = Path(__file__).parents[1]
@@ -58,12 +58,44 @@ def test_the_rates_that_the_page_quotes_are_the_recorded_ones():
     assert near == sum(ratio >= 0.99 for ratio in found["ratios"].values())
 
 
+def quoted_rows(text: str) -> list[tuple[str, str, str]]:
+    """Of a table of strategies: the name and the two last columns of each row."""
+    return re.findall(r"^\| `([a-z0-9-]+)`.*\| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
+
+
+def test_the_strategies_page_quotes_the_recorded_text_world():
+    text = (ROOT / "docs" / "which-strategy.md").read_text()
+    league, optimisers = (
+        xr.load_dataset(ROOT / "figures" / "gallery" / f"{name}.nc", engine="h5netcdf")
+        for name in ("e8_text", "e7_text")
+    )
+    back = e8_text.given_back(league).median("seed")
+    rows = quoted_rows(text.split("## When no prompt")[1])
+    assert len(rows) > 10
+    for name, *quoted in rows:
+        for words, level in zip(quoted, ("half", "a tenth"), strict=True):
+            value = float(back.sel(strategy=name, level=level))
+            assert words == ("never there" if np.isnan(value) else f"{round(value, 2) + 0.0:.0%}")
+    plain, best = league.sel(strategy="plain").isel(setting=0), e8_text.best_at(league).median("seed")
+    first, last = (plain.isel(record=record).median("seed") for record in (0, -1))
+    least = {str(name): f"{float(values.median()):.2f}" for name, values in optimisers.least.groupby("optimiser")}
+    prose = " ".join(text.split())
+    for words in (
+        f"from {float(first.safety_gap):.3f} to {float(last.safety_gap):.2f} nats",
+        f"from {float(first.capability_gap):.2f} to {float(last.capability_gap):.3f}",
+        "has lost {:.2f} and {:.2f} nats".format(*best.sel(strategy="plain").values),
+        f"a batch of 32 loses {least['batch 32']} nats, of 8 {least['batch 8']}, of 2 {least['batch 2']}",
+        f"tracked brings {least['tracked']}, one to the start {least['to the start']}, one trained through {least['through']}",
+    ):
+        assert words in prose
+
+
 def test_the_strategies_page_quotes_the_recorded_league_and_verdicts():
     text = (ROOT / "docs" / "which-strategy.md").read_text()
     gallery = ROOT / "figures" / "gallery"
     league = xr.load_dataset(gallery / "e8_league.nc", engine="h5netcdf")
     middle = e8_league.quartiles(e8_league.best_excess(league).values)[1]
-    rows = re.findall(r"^\| `([a-z0-9-]+)`.*\| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
+    rows = quoted_rows(text.split("## When no prompt")[0])
     assert len(rows) > 5
     for name, *quoted in rows:
         found = middle[league.strategy.values.tolist().index(name)]

@@ -5,22 +5,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import report, theorems
+from experiments import e8_text, report, theorems
 from experiments.__main__ import run
 from experiments.catalogue import CATALOGUE, entry
 from tradeoff import plotting, studies
-from tradeoff.tolerances import FLOW
+from tradeoff.dynamics.engine import JaxEngine
+from tradeoff.strategies import registry
+from tradeoff.strategies.constraints import fisher
+from tradeoff.tolerances import FLOW, IDENTITY
 
 ROOT = Path(__file__).parents[2]
+SMALL = e8_text.Settings(seeds=2, prompts=3, layers=1, heads=1, width=8, steps=36, records=18)
 FEW = {
     "theorems": {"names": ("T2b", "T4a", "T8a")},
     "e3_parameter_constraint": {"points": 41},
     "e6_landscape": {"points": 31, "draws": 8},
     "e7_optimisation": {"rates": 48, "averages": 8},
     "e7_hypotheses": {"repeats": 8, "counts": (256, 512), "masks": 64},
+    "e7_text": {"models": SMALL, "rates": 3, "batches": (4, 8), "examples": 32},
+    "e8_text": {**vars(SMALL), "names": ("plain", "penalty", "sap")},
     "e8_league": {"names": ("plain", "penalty", "ema", "merge-slerp", "safegrad", "booster"), "seeds": 3},
 }
 """Settings that make an experiment short; for the others, few flows."""
@@ -116,6 +123,36 @@ def test_e8_what_sees_nothing_walks_the_frontier_where_all_is_isotropic_and_safe
     assert np.nanmin(data.distance) >= -1e-9
     assert np.isnan(data.at_half.sel(world="conflicting", strategy="booster")).all()  # it needs answers
     assert data.gradients.sel(strategy="booster") == 3
+
+
+def test_e7_text_splits_what_is_lost_by_what_no_other_setting_avoids(results):
+    data = results[1]["e7_text"]
+    safety, capability, left = (data[name].values.reshape(-1, 2) for name in ("safety_gap", "capability_gap", "left"))
+    for one, seed in np.ndindex(*left.shape):
+        no_worse = [other for other in range(len(safety)) if capability[other, seed] <= capability[one, seed]]
+        assert left[one, seed] == min(safety[other, seed] for other in no_worse) <= safety[one, seed]
+    assert data.safety_gap.isel(rate=-1).min() > data.safety_gap.isel(rate=0).max()
+
+
+def test_e8_text_plain_loses_what_safety_data_give_back_and_nothing_is_dropped_in_silence(results):
+    data = results[1]["e8_text"]
+    back = entry("e8_text").figure.given_back(data).median("seed")
+    assert np.all(back.sel(strategy="plain") == 0)
+    assert back.sel(strategy="penalty", level="a tenth") > 0.5 > back.sel(strategy="sap", level="a tenth")
+    assert np.nanmin(data.distance) >= 0
+    assert np.all(data.safety_gap.sel(strategy=["plain", "penalty"], setting=0, record=0) < 0.1)
+    names = {*data.left_out.values, *(row.name for row in e8_text.runnable(e8_text.Settings()))}
+    assert names == {row["name"] for row in registry.table()}
+    assert all(name in entry("e8_text").figure.CAPTION for name in data.left_out.values)
+
+
+def test_e8_text_has_the_fisher_information_of_ewc():
+    problems, keys = e8_text.drawn(SMALL)
+    problem = jax.tree.map(lambda leaf: leaf[0], problems)
+    at = problem.initial(keys[0])
+    wanted = fisher(JaxEngine(problem, at, keys[0], 1), at)
+    for name, values in e8_text.importance(problem, at).items():
+        np.testing.assert_allclose(values, wanted[name], rtol=IDENTITY.relative, atol=IDENTITY.absolute)
 
 
 def test_every_claim_holds(results):

@@ -103,7 +103,7 @@ class Transformer:
         return f"Transformer({self.world!r}, {self.shape}, {self.said.shape[-1]} words)"
 
     def initial(self, key: Array) -> Parameters:
-        """Random weights, normal with variance one over the inputs of a layer."""
+        """Random weights, normal: of variance one for words and positions, one over the inputs of a layer for the rest."""
         d, V, L = self.shape.width, self.said.shape[-1], self.sees.shape[-1]
         sizes = {"words": (V, d), "positions": (L, d), "head": (d, V)}
         for layer in range(self.shape.layers):
