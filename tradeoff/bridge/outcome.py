@@ -1,7 +1,10 @@
 """What is foretold of a run, and what came of it."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tradeoff.bridge.forecast import Forecast
 from tradeoff.bridge.recipe import Recipe
 
 
@@ -83,3 +86,48 @@ class Comparison:
     def ended_too_soon(self) -> bool:
         """Whether weights that were scored before the run serve its objective better than those it ended with."""
         return self.objective > self.foretold.reached
+
+
+def settings_of(penalised: Forecast, constrained: Forecast) -> tuple[Setting, ...]:
+    """The settings of two forecasts in one list: plain fine-tuning, then Case II, then Case I.
+
+    Args:
+        penalised: Case I, of which the first penalty is 0.
+        constrained: Case II.
+
+    Returns:
+        One `Setting` for each point.
+    """
+    points = [("plain", penalised, 0)]
+    points += [("parameter constraint", constrained, i) for i in range(len(constrained.setting))]
+    points += [("loss constraint", penalised, i) for i in range(1, len(penalised.setting))]
+    return tuple(
+        Setting(
+            strategy,
+            float(each.setting[i]) if each is penalised else 0.0,
+            float(each.setting[i]) if each is constrained else None,
+            float(each.quadratic.safety[i]),
+            float(each.quadratic.capability[i]),
+            float(each.corrected.safety[i]),
+            float(each.corrected.capability[i]),
+        )
+        for strategy, each, i in points
+    )
+
+
+def recommended(settings: Sequence[Setting], most: float, recipe: Recipe) -> Recipe | None:
+    """The setting of least corrected capability gap of those that keep the safety gap, by both predictions, below a limit.
+
+    Args:
+        settings: in the order in which the first of equal ones is taken.
+        most: the limit, nats.
+        recipe: whose penalty and radius are replaced.
+
+    Returns:
+        The recipe; `None` where no setting keeps below.
+    """
+    allowed = [each for each in settings if max(each.safety_gap, each.quadratic_safety_gap) <= most]
+    if not allowed:
+        return None
+    best = min(allowed, key=lambda each: each.capability_gap)
+    return dataclasses.replace(recipe, penalty=best.penalty, radius=best.radius)

@@ -19,7 +19,7 @@ from tradeoff.bridge.finetuning import FineTuned
 from tradeoff.bridge.forecast import Forecast, Line, curve, task_line
 from tradeoff.bridge.gradient_overlap import cosine, feature_overlap
 from tradeoff.bridge.local_losses import KINDS, LocalLosses, expand
-from tradeoff.bridge.outcome import Comparison, Point, Setting
+from tradeoff.bridge.outcome import Comparison, Point, Setting, recommended, settings_of
 from tradeoff.bridge.recipe import Recipe
 from tradeoff.bridge.tangent import tangents
 from tradeoff.tolerances import EXACT
@@ -46,9 +46,9 @@ class Preflight:
         constrained: Case II at each radius.
         settings: plain fine-tuning, Case II and Case I in one list, in which the recommendation is sought.
         conflict: cosine of the task's gradient and that of the safety data which training sees: negative where the first
-            step of the task undoes safety.
-        price: of isotropy (T15) within the subspace: what a small ball pays in safety above the best of equal gain. The
-            subspace hides free directions, so the true price is no lower.
+            step of the task undoes safety. At an aligned model the second is small, and the curvature soon decides.
+        price: of isotropy (T15) within the subspace: what a small ball pays in safety above the best of equal gain. With
+            matrices trained in full the true price is no lower, for the subspace hides free directions.
         feature_overlap: how much of what would make the model answer safety prompts as it should answer the task's lies in
             the span of the task's gradients: 0 none, 1 all (T17, with gradients for features).
         proxy_limit: Φ, the safety gap that no penalty removes (T6), nats.
@@ -116,16 +116,13 @@ class Preflight:
             gap = f"{each.safety_gap:.4f} ({each.quadratic_safety_gap:.4f})"
             radius = "" if each.radius is None else f"{each.radius:.3g}"
             rows.append(f"{each.strategy:22s}{each.penalty:9.3g}{radius:>9s}{gap:>22s}{each.capability_gap:16.4f}")
-        best = self.recommended
+        best, advice = self.recommended, "none keeps within the budget"
+        if best is not None:
+            advice = f"penalty {best.penalty:g}, radius {'none' if best.radius is None else f'{best.radius:.4g}'}"
         rows += [
             "",
             "In parentheses what the quadratics say; beside it what the model scores at the weights they name.",
         ]
-        advice = (
-            "none keeps within the budget"
-            if best is None
-            else f"penalty {best.penalty:g}, radius {best.radius or 'none'}"
-        )
         rows.append(f"Recommended for a rise of the safety gap by {self.budget:g} nats at most: {advice}.")
         rows.append(f"{self.recipe.steps} steps would take about {self.seconds:.0f} s.")
         return "\n".join(rows)
@@ -173,10 +170,8 @@ class Preflight:
                 f"the run began at a safety gap of {began:.6g} nats and the pre-flight at {start:.6g}; compare a run with the "
                 "pre-flight of the checkpoint that it started from, in the same world."
             )
-        penalty, (safety, capability, proxy) = (
-            tuned.recipe.penalty,
-            (float(gap[-1]) for gap in (tuned.safety_gap, tuned.capability_gap, tuned.proxy_gap)),
-        )
+        penalty, ends = tuned.recipe.penalty, (tuned.safety_gap, tuned.capability_gap, tuned.proxy_gap)
+        safety, capability, proxy = (float(gap[-1]) for gap in ends)
         foretold = self.predict(penalty, tuned.recipe.radius)
         return Comparison(tuned.recipe, foretold, safety, capability, capability + penalty * proxy)
 
@@ -189,6 +184,7 @@ class Preflight:
         return min(found)
 
     def _error(self, kind: str, distance: float) -> float:
+        """The largest error that the scored points make likely at a distance, as `predict` says."""
         curves = (self.penalised, self.constrained)
         at = np.concatenate([each.distance for each in curves])
         error = np.concatenate([getattr(each.error, kind) for each in curves])
@@ -249,7 +245,7 @@ def preflight(
         constrained = curve(around, losses, lengths, [(0.0, each) for each in lengths])
         shared = feature_overlap(around, world, contexts)
         spent = around.gradients, around.products
-    settings = _settings(penalised, constrained)
+    settings = settings_of(penalised, constrained)
     return Preflight(
         world=world,
         recipe=recipe,
@@ -263,39 +259,11 @@ def preflight(
         feature_overlap=shared,
         proxy_limit=float(world.proxy_mismatch),
         budget=budget,
-        recommended=_recommended(settings, losses.safety.value + budget, recipe),
+        recommended=recommended(settings, losses.safety.value + budget, recipe),
         gradients=spent[0],
         products=spent[1],
         seconds_per_gradient=seconds,
     )
-
-
-def _settings(penalised: Forecast, constrained: Forecast) -> tuple[Setting, ...]:
-    """Plain fine-tuning, then Case II, then Case I."""
-    points = [("plain", penalised, 0)]
-    points += [("parameter constraint", constrained, i) for i in range(len(constrained.setting))]
-    points += [("loss constraint", penalised, i) for i in range(1, len(penalised.setting))]
-    return tuple(
-        Setting(
-            strategy,
-            float(each.setting[i]) if each is penalised else 0.0,
-            float(each.setting[i]) if each is constrained else None,
-            float(each.quadratic.safety[i]),
-            float(each.quadratic.capability[i]),
-            float(each.corrected.safety[i]),
-            float(each.corrected.capability[i]),
-        )
-        for strategy, each, i in points
-    )
-
-
-def _recommended(settings: Sequence[Setting], most: float, recipe: Recipe) -> Recipe | None:
-    """The setting of least corrected capability gap of those within the most safety gap, as `preflight` says."""
-    allowed = [each for each in settings if max(each.safety_gap, each.quadratic_safety_gap) <= most]
-    if not allowed:
-        return None
-    best = min(allowed, key=lambda each: each.capability_gap)
-    return dataclasses.replace(recipe, penalty=best.penalty, radius=best.radius)
 
 
 def _price(losses: LocalLosses) -> float:

@@ -31,7 +31,6 @@ class CheckpointTangents:
         held = {name: p for name, p in checkpoint.model.named_parameters() if p.requires_grad}
         self.kinds: tuple[str, ...] = KINDS[:2] if world.proxy is None else KINDS
         self.names = sorted(name for name in held if RIGHT not in name)
-        self.size = sum(held[name].numel() for name in self.names)
         self.gradients = self.products = 0
         self._on_product = on_product
         self._checkpoint, self._world, self._recipe, self._held = checkpoint, world, recipe, held
