@@ -4,15 +4,17 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
 
+from tradeoff._cli_answers import refuse
+from tradeoff.cli_lm import Finetune, Measure, Preflight
+
 if TYPE_CHECKING:
-    from tradeoff.strategies import Strategy
     from tradeoff.theorems import Falsification, Theorem, Verdict
 
 
@@ -50,10 +52,10 @@ class Verify:
         try:
             claims = [claim for name in self.names for claim in _claims(name)] or list(theorems.all())
         except (KeyError, ValueError) as error:
-            return _refuse(error.args[0])
+            return refuse(error.args[0])
         for name in ("instances", "restarts", "processes"):
             if getattr(self, name) < 1:
-                return _refuse(f"--{name} is {getattr(self, name)}; at least 1 is required.")
+                return refuse(f"--{name} is {getattr(self, name)}; at least 1 is required.")
         if self.list_only:
             for claim in claims:
                 print(f"{claim.name:14s} {claim.title}")
@@ -67,7 +69,7 @@ class Verify:
                     if attack is not None:
                         print(f"    {attack}", flush=True)
         except ValueError as error:
-            return _refuse(str(error))
+            return refuse(str(error))
         held = sum(row["holds"] and not row.get("broken", False) for row in rows)
         print(
             json.dumps(rows, indent=1)
@@ -121,7 +123,7 @@ class Frontier:
         import tradeoff as to
 
         if not (0 < self.least < self.greatest < np.inf and self.count >= 2):
-            return _refuse(
+            return refuse(
                 f"--least is {self.least}, --greatest {self.greatest}, --count {self.count}; "
                 "0 < least < greatest and at least two penalties are required."
             )
@@ -129,7 +131,7 @@ class Frontier:
             world = to.worlds.read(self.world)
             best = to.loss_constraint.best_penalty(world)
         except ValueError as error:
-            return _refuse(str(error))
+            return refuse(str(error))
         lam = np.geomspace(self.least, self.greatest, self.count)
         front = to.frontier.exact(world, lam)
         trained = to.loss_constraint.gaps(world, lam)
@@ -205,168 +207,14 @@ class Document:
         try:
             from tradeoff import documents
         except ModuleNotFoundError as error:
-            return _refuse(f"pages need {error.name}; install it with: pip install 'tradeoff[docs]'")
+            return refuse(f"pages need {error.name}; install it with: pip install 'tradeoff[docs]'")
         try:
             claims = [claim for name in self.names for claim in _claims(name)] or list(theorems.all())
             with tqdm(total=len(claims), unit="page", disable=not sys.stderr.isatty()) as bar:
                 written = documents.write_pages(claims, self.folder, jax.random.key(self.seed), lambda _: bar.update())
         except (KeyError, ValueError) as error:
-            return _refuse(error.args[0])
+            return refuse(error.args[0])
         print(written)
-        return 0
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Print the gaps of a language model in a text world, or on data: JSON, JSON Lines, CSV, Parquet or a hub's data set.
-
-    Attributes:
-        world: a JSON file of a world with the texts of its contexts and responses.
-        checkpoint: SmolLM2-135M-Instruct, a folder in the Hugging Face layout, a .gguf file, or a name on its hub.
-        safety: safety data: questions with the answers that are wanted.
-        capability: data of the task.
-        proxy: the safety data at hand while fine-tuning.
-        baseline: the checkpoint whose loss on the same rows the gaps subtract; zero unless told.
-        teacher: a checkpoint to compare with at every token.
-        prompts: prompts to be answered, and judged for refusals.
-        overlap: compare the contexts of safety and capability data.
-        limit: examples of each file, drawn by the seed; all unless told.
-        seed: of the draws.
-        json: print JSON for a machine to read.
-    """
-
-    world: tyro.conf.Positional[Path | None] = None
-    checkpoint: str = "SmolLM2-135M-Instruct"
-    safety: str | None = None
-    capability: str | None = None
-    proxy: str | None = None
-    baseline: str | None = None
-    teacher: str | None = None
-    prompts: str | None = None
-    overlap: bool = False
-    limit: int | None = None
-    seed: int = 0
-    json: bool = False
-
-    def run(self) -> int:
-        """Print one line for each number."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("world", "json")}
-        data = [name for name in ("safety", "capability", "proxy", "prompts") if given[name] is not None]
-        if (self.world is None) == (not data):
-            return _refuse("give either a world's JSON file, or data: --safety, --capability, --proxy or --prompts.")
-        try:
-            from tradeoff import bridge
-
-            if self.world is None:
-                found = bridge.measure(bridge.MeasureSettings(**given), progress=sys.stderr.isatty())
-                print(found.to_json() if self.json else found)
-                return 0
-            return _report(_gaps_in_world(self.world, self.checkpoint), self.json)
-        except (ModuleNotFoundError, ValueError, RuntimeError) as error:
-            return _refuse(str(error))
-
-
-@dataclass(frozen=True)
-class Finetune:
-    """Fine-tune a language model in a text world, and print what it cost in safety.
-
-    Attributes:
-        world: a JSON file of a world with the texts of its contexts and responses.
-        checkpoint: SmolLM2-135M-Instruct, a folder in the Hugging Face layout, a .gguf file, or a name on its hub.
-        strategy: a name of tradeoff.strategies.registry; its settings are those of the registry. One of the stage of
-            alignment, such as vaccine or booster, is trained on the safety data alone.
-        penalty: λ ≥ 0, the weight of the safety loss beside the task's.
-        steps: how many.
-        learning_rate: at the first step.
-        rank: of the LoRA adapters; None to train matrices in full.
-        upper_layers: how many layers, counted from the top, are trained; None for all.
-        optimiser: adamw, or sgd for plain descent; a strategy that sets the length of its steps needs sgd with learning rate 1.
-        seed: of the adapters' start and of the strategy's random numbers.
-        folder: where the run is saved; killed, it goes on from there.
-        json: print JSON for a machine to read.
-    """
-
-    world: tyro.conf.Positional[Path]
-    checkpoint: str = "SmolLM2-135M-Instruct"
-    strategy: str = "plain"
-    penalty: float = 0.0
-    steps: int = 60
-    learning_rate: float = 5e-3
-    rank: int | None = 32
-    upper_layers: int | None = 8
-    optimiser: str = "adamw"
-    seed: int = 0
-    folder: Path | None = None
-    json: bool = False
-
-    def run(self) -> int:
-        """Print the gaps before and after, and the cost."""
-        import tradeoff as to
-
-        try:
-            from tradeoff import bridge
-
-            strategy, stage = _strategy(self.strategy)
-            names = ("penalty", "steps", "learning_rate", "rank", "upper_layers", "optimiser", "seed")
-            recipe = bridge.Recipe(**{name: getattr(self, name) for name in names}, stage=stage)
-            world, checkpoint = to.worlds.read(self.world), bridge.load(self.checkpoint)
-            tuned = bridge.finetune(checkpoint, world, recipe, self.folder, sys.stderr.isatty(), strategy)
-        except (ModuleNotFoundError, KeyError, ValueError, RuntimeError) as error:
-            return _refuse(str(error.args[0]))
-        rows: dict[str, float] = {}
-        for name in ("safety_gap", "capability_gap", "proxy_gap"):
-            rows |= {f"{name}_before": float(getattr(tuned, name)[0]), name: float(getattr(tuned, name)[-1])}
-        cost = {"gradients": int(tuned.gradients.sum()), "seconds": float(tuned.seconds.sum())}
-        return _report(rows | cost, self.json)
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """Foretell, before any training, what fine-tuning a language model in a text world would cost in safety.
-
-    Attributes:
-        world: a JSON file of a world with the texts of its contexts and responses.
-        checkpoint: SmolLM2-135M-Instruct, a folder in the Hugging Face layout, a .gguf file, or a name on its hub; aligned.
-        penalties: λ > 0 of the loss constraint.
-        radii: ε > 0 of the parameter constraint; parts of the reach of the task gradient unless told.
-        budget: rise of the safety gap that is accepted, nats.
-        dimensions: of the subspace in which the strategies are solved.
-        steps: of the run whose cost is told.
-        rank: of the LoRA adapters; None to train matrices in full.
-        upper_layers: how many layers, counted from the top, are trained; None for all.
-        seed: of the adapters' start.
-        json: print JSON for a machine to read.
-    """
-
-    world: tyro.conf.Positional[Path]
-    checkpoint: str = "SmolLM2-135M-Instruct"
-    penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
-    radii: tuple[float, ...] = ()
-    budget: float = 0.1
-    dimensions: int = 8
-    steps: int = 60
-    rank: int | None = 32
-    upper_layers: int | None = 8
-    seed: int = 0
-    json: bool = False
-
-    def run(self) -> int:
-        """Print the signs, the predicted settings, and the one that is recommended."""
-        import tradeoff as to
-
-        try:
-            from tradeoff import bridge
-
-            names = ("steps", "rank", "upper_layers", "seed")
-            recipe = bridge.Recipe(penalty=0.0, **{name: getattr(self, name) for name in names})
-            world, checkpoint = to.worlds.read(self.world), bridge.load(self.checkpoint)
-            asked = {name: getattr(self, name) for name in ("penalties", "budget", "dimensions")}
-            flight = bridge.preflight(
-                checkpoint, world, recipe, radii=self.radii or None, progress=sys.stderr.isatty(), **asked
-            )
-        except (ModuleNotFoundError, ValueError, RuntimeError) as error:
-            return _refuse(str(error))
-        print(json.dumps(flight.as_dict(), indent=1) if self.json else flight)
         return 0
 
 
@@ -421,41 +269,3 @@ def _line(row: dict) -> str:
     tightest = "equal" if row["tightest"] is None else f"{row['tightest']:.6f}"
     kind = "" if row["proved"] else "  (conjecture)"
     return f"{row['name']:14s} holds  tightest {tightest:>9s}  {row['title']}{kind}"
-
-
-def _gaps_in_world(path: Path, checkpoint: str) -> dict[str, float]:
-    """The exact gaps of a language model in a text world."""
-    import tradeoff as to
-    from tradeoff import bridge
-
-    world = to.worlds.read(path)
-    scores = bridge.log_policy(bridge.load(checkpoint), world, progress=sys.stderr.isatty())
-    found = {"safety_gap": to.safety_gap, "capability_gap": to.capability_gap, "proxy_gap": to.proxy_gap}
-    return {name: float(gap(world, scores)) for name, gap in found.items()}
-
-
-def _strategy(name: str) -> "tuple[Strategy, str]":
-    """A strategy with the registry's settings, unless the registry makes them up as an example, and its stage of training."""
-    import torch
-
-    from tradeoff.bridge.run_state import described
-    from tradeoff.strategies import registry
-
-    row = registry.get(name)
-    one, other = (row.make({"weights": torch.ones(n, n)}) for n in (2, 4))
-    if described(one) != described(other):
-        raise ValueError(
-            f"{name} has settings without defaults, such as other models' weights or a judge's marks; give them in Python: "
-            "tradeoff.bridge.finetune(..., strategy=...)."
-        )
-    return one, "alignment" if row.aligns else "fine-tuning"
-
-
-def _report(numbers: dict[str, float], as_json: bool) -> int:
-    print(json.dumps(numbers, indent=1) if as_json else "\n".join(f"{k:>24s}  {v:.6g}" for k, v in numbers.items()))
-    return 0
-
-
-def _refuse(message: str) -> int:
-    print(f"tradeoff: {message}", file=sys.stderr)
-    return 2

@@ -9,6 +9,7 @@ import pytest
 import tradeoff as to
 from tradeoff import cli
 from tradeoff.bridge.data import sample
+from tradeoff.tolerances import SCORE
 
 
 @pytest.fixture
@@ -119,3 +120,26 @@ def test_a_wrong_request_is_answered_with_the_right_one(lm, arguments, says):
     code, _, err = lm("finetune", *arguments)
     assert code == 2
     assert says in err
+
+
+def test_finetune_on_data_writes_the_model_that_it_measured(tiny_folder, on_data, world, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tradeoff", "lm", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    task, tuned = str(tmp_path / "capability.json"), str(tmp_path / "tuned")
+    given = ("finetune", "--checkpoint", str(tiny_folder), "--task", task, "--rank", "2", "--out", tuned)
+    code, out, _ = run(*given, *QUICK)
+    told = json.loads(out)
+    assert code == 0
+    assert told["task_loss"] < told["task_loss_before"]
+    _, out, _ = run("measure", "--checkpoint", tuned, "--capability", task, "--json")
+    measured = json.loads(out)["gaps"]["capability"]["loss"]["value"]
+    assert measured == pytest.approx(told["task_loss"], abs=SCORE.absolute)
+    code, _, err = run(*given, *QUICK)
+    assert (code, "is there already" in err) == (2, True)
+    code, _, err = run("finetune", "--checkpoint", str(tiny_folder))
+    assert (code, "either a world's JSON file, or data" in err) == (2, True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.bridge.runs import TINY, same_weights
-from tradeoff.bridge import adapted, finetune, log_policy, merged
+from tradeoff.bridge import adapted, finetune, log_policy, merged, save
 from tradeoff.bridge.checkpoints import load
 from tradeoff.tolerances import SCORE
 
@@ -45,3 +45,13 @@ def test_the_digest_says_what_was_merged_and_into_what(tiny_folder, world):
     twice = merged(first, one)
     assert first.digest == same.digest
     assert len({checkpoint.digest, first.digest, second.digest, twice.digest}) == 4
+
+
+def test_what_is_saved_is_loaded_again_and_nothing_is_written_over(tiny_folder, world, tmp_path):
+    checkpoint = load(tiny_folder, dtype=torch.float64)
+    save(checkpoint, tmp_path / "saved")
+    again = load(tmp_path / "saved", dtype=torch.float64)
+    np.testing.assert_array_equal(log_policy(again, world), log_policy(checkpoint, world))
+    with pytest.raises(ValueError, match="is there already"):
+        save(checkpoint, tmp_path / "saved")
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]

@@ -39,6 +39,7 @@ from tradeoff.bridge.measuring import data_gap as data_gap
 from tradeoff.bridge.measuring import measure as measure
 from tradeoff.bridge.measuring import teacher_gap as teacher_gap
 from tradeoff.bridge.merged import merged as merged
+from tradeoff.bridge.merged import save as save
 from tradeoff.bridge.outcome import Comparison as Comparison
 from tradeoff.bridge.policy import Contract as Contract
 from tradeoff.bridge.policy import contract as contract

@@ -3,9 +3,13 @@
 import copy
 import dataclasses
 import hashlib
+import shutil
+import tempfile
+from pathlib import Path
 
 import torch
 from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.finetuning import adapted
@@ -46,3 +50,29 @@ def merged(checkpoint: Checkpoint, tuned: FinishedRun) -> Checkpoint:
     return dataclasses.replace(
         own, name=name, digests={**checkpoint.digests, "merged": hashlib.sha256(made_of).hexdigest()}
     )
+
+
+def save(checkpoint: Checkpoint, folder: str | Path) -> None:
+    """Write a checkpoint to a new folder in the Hugging Face layout, whole or not at all; `load` reads it.
+
+    Args:
+        checkpoint: without adapters on.
+        folder: must not be there yet.
+
+    Raises:
+        ValueError: when it is, or the checkpoint has adapters on.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; give a new folder.")
+    if any(isinstance(module, BaseTunerLayer) for module in checkpoint.model.modules()):
+        raise ValueError(f"{checkpoint.name} has adapters on; save `merged(checkpoint, run)` instead.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        checkpoint.model.save_pretrained(beside, safe_serialization=True)
+        checkpoint.tokenizer.save_pretrained(beside)
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside)
+        raise
