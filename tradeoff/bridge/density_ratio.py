@@ -9,7 +9,7 @@ import scipy.special
 from jaxtyping import Float
 from scipy.spatial.distance import cdist
 
-from tradeoff.bridge.intervals import Estimate, clipped, two_samples
+from tradeoff.bridge.intervals import Estimate, clipped, proportion, sum_of_proportions, two_samples
 
 FOLDS = 5
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -56,7 +56,8 @@ def separation(one: Float[np.ndarray, "N H"], other: Float[np.ndarray, "M H"], s
             f"separation was given {len(one)} and {len(other)} rows; at least {FOLDS} of each are required."
         )
     f, g = _log_odds(one, other, seed)
-    wrong = two_samples(lambda p, q: np.mean(p <= 0) + np.mean(q > 0), f, g)
+    missed, mistaken = (proportion(int(each.sum()), len(each)) for each in (f <= 0, g > 0))
+    wrong = sum_of_proportions(missed, mistaken)
     apart = Estimate(1 - wrong.value, 1 - wrong.high, 1 - wrong.low, wrong.count, wrong.method)
     # Of samples of n no bound says more than log n: a larger f would only be heard in rows that are too rare to be seen.
     f, g = (np.clip(odds, None, np.log(min(len(f), len(g)))) for odds in (f, g))

@@ -13,6 +13,7 @@ LEVEL = 0.95
 
 JACKKNIFE = "jackknife over rows, Student's t"
 WILSON = "Wilson"
+NEWCOMBE = "Newcombe"
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,28 @@ def proportion(successes: int, count: int) -> Estimate:
     low, high = (middle - half) / (1 + weight), (middle + half) / (1 + weight)
     # At both ends the formula is exact, and its rounding is not.
     return Estimate(share, 0.0 if successes == 0 else low, 1.0 if successes == count else high, count, WILSON)
+
+
+def sum_of_proportions(one: Estimate, other: Estimate) -> Estimate:
+    r"""The sum of two independent shares, with $\sqrt{(\hat p-l)^2+(\hat q-m)^2}$ below it and likewise above.
+
+    Args:
+        one: a share with its interval.
+        other: another.
+
+    Returns:
+        The sum.
+
+    Example:
+        >>> print(sum_of_proportions(proportion(0, 20), proportion(0, 20)))
+        0 [0, 0.2279]
+
+    Source: Newcombe's hybrid of Wilson's intervals.
+    """
+    value = one.value + other.value
+    below = ((one.value - one.low) ** 2 + (other.value - other.low) ** 2) ** 0.5
+    above = ((one.high - one.value) ** 2 + (other.high - other.value) ** 2) ** 0.5
+    return Estimate(value, value - below, value + above, one.count + other.count, NEWCOMBE)
 
 
 def ratio(rows: NDArray) -> float:
