@@ -37,6 +37,8 @@ CATALOGUE = (
     Entry("e7_text"),
     Entry("e8_league"),
     Entry("e8_text"),
+    Entry("e8_checkpoint", checkpoint=True),
+    Entry("e10_overlap_of_meaning", checkpoint=True),
 )
 
 

@@ -104,6 +104,18 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
             for value, into in ((gaps.safety, safety), (gaps.capability, capability)):
                 into[number, : len(value)] = value
     studies.write_atomically(folder / "seconds.json", lambda path: path.write_text(json.dumps(seconds, indent=1)))
+    return dataset(rows, safety, capability, problems, start, settings)
+
+
+def dataset(
+    rows: list[Row],
+    safety: np.ndarray,
+    capability: np.ndarray,
+    problems: Transformer,
+    start: Parameters,
+    settings: Settings,
+) -> xr.Dataset:
+    """All of it with names; gaps of shape (strategy, setting, seed, record)."""
     began = jax.jit(jax.vmap(lambda problem, at: problem.gaps(at).capability))(problems, start)
     targets = np.array([*LEVELS.values()])[:, None] * np.asarray(began)
     least = np.vectorize(least_at, signature="(r),(r),()->()")
