@@ -12,8 +12,10 @@ import pytest
 from experiments import e8_text, report, theorems
 from experiments.__main__ import run
 from experiments.catalogue import CATALOGUE, entry
-from tradeoff import plotting, studies
+from tests.compiled import once
+from tradeoff import plotting, studies, worlds
 from tradeoff.dynamics.engine import JaxEngine
+from tradeoff.problems import Shape, Transformer
 from tradeoff.strategies import registry
 from tradeoff.strategies.constraints import fisher
 from tradeoff.tolerances import FLOW, IDENTITY
@@ -150,10 +152,10 @@ def test_e8_text_plain_loses_what_safety_data_give_back_and_nothing_is_dropped_i
 
 
 def test_e8_text_has_the_fisher_information_of_ewc():
-    problems, keys = e8_text.drawn(dataclasses.replace(SMALL, prompts=1, width=2))
-    problem = jax.tree.map(lambda leaf: leaf[0], problems)
-    at = problem.initial(keys[0])
-    wanted = fisher(JaxEngine(problem, at, keys[0], 1), at)
+    laws = worlds.DataLaw([0.7, 0.3], [[0.9, 0.1], [0.2, 0.8]]), worlds.DataLaw([0.5, 0.5], [[0.5, 0.5], [0.2, 0.8]])
+    problem = Transformer(worlds.from_texts(["one word", "two words"], ["yes indeed", "no"], *laws), Shape(1, 1, 2))
+    at = problem.initial(jax.random.key(0))
+    wanted = once(lambda at: fisher(JaxEngine(problem, at, jax.random.key(0), 1).prepared(), at))(at)
     for name, values in e8_text.importance(problem, at).items():
         np.testing.assert_allclose(values, wanted[name], rtol=IDENTITY.relative, atol=IDENTITY.absolute)
 
