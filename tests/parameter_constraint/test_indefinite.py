@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tradeoff import parameter_constraint as c2
-from tradeoff.parameter_constraint import restrict
+from tradeoff.parameter_constraint import _indefinite, restrict
 from tradeoff.problems.quadratic import LocalModel
-from tradeoff.tolerances import DERIVATIVE, EXACT, IDENTITY, ROOT
+from tradeoff.tolerances import DERIVATIVE, EXACT, IDENTITY, ROOT, agree
 
 SIZE = 6
 RADII = np.geomspace(1e-4, 1e3, 40)
@@ -85,6 +85,17 @@ def test_the_conditions_reject_what_is_not_the_optimum():
     step = radius * np.asarray(hard.g) / np.linalg.norm(hard.g)
     for wrong in ((step, mu), (delta * (1 - 2 * ROOT.relative), mu), (delta, mu + 1e-3)):
         assert conditions(hard, *wrong, radius) > ROOT.relative / 2
+
+
+def test_a_step_that_leaves_the_ball_is_told():
+    """What is solved stays inside to rounding; a step that did not would be seen in the certificate."""
+    frame = _indefinite._frame(CASES["definite"], None)
+    yes, no = jnp.bool_(True), jnp.bool_(False)
+    for length in (0.5, 3.0):
+        taken = length * jnp.eye(SIZE)[0]
+        at = _indefinite._point(CASES["definite"], frame, taken, jnp.ones(()), jnp.ones(()), no, no, yes)
+        assert agree(float(at.excess), max(length - 1, 0), EXACT)
+    assert c2.path(CASES["definite"], RADII).excess.max() <= EXACT.relative
 
 
 @pytest.mark.parametrize("name", ["hard", "hard twice", "no pull"])

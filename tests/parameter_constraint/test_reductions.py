@@ -76,6 +76,24 @@ def test_the_shortcut_for_definite_hessians_changes_nothing():
     np.testing.assert_allclose(traced.gaps.capability, known.gaps.capability, rtol=IDENTITY.relative)
 
 
+def test_flat_directions_are_found_under_a_trace_too():
+    """At λ = 0 what is flat for the task stays aligned, and must be known as flat: the least rounding would move it."""
+    quad = random_pair(5, decades=2.0, flat=2)
+    lams = np.array([0.0, 1.0, np.inf])
+    traced, known = jax.jit(c2.penalised_path)(quad, jnp.asarray(lams)), c2.penalised_path(quad, lams)
+    np.testing.assert_allclose(traced.theta, known.theta, rtol=IDENTITY.relative, atol=IDENTITY.relative)
+    curved = scipy.linalg.orth(np.asarray(quad.H_f), rcond=1e-10)
+    outside = np.asarray(known.displacement[0]) - curved @ (curved.T @ np.asarray(known.displacement[0]))
+    assert np.linalg.norm(outside) > 0.01  # of all minimisers of the task, the safest: it is not the nearest
+
+
+def test_a_safety_loss_without_curvature_is_never_paid():
+    quad = random_pair(6, decades=2.0)
+    at = c2.penalised_path(Quadratic(quad.H_f, quad.theta_f, np.zeros((5, 5)), quad.theta_s), LAMS[:-1])
+    np.testing.assert_array_equal(at.gaps.safety, 0)
+    np.testing.assert_allclose(at.theta, np.tile(quad.theta_f, (len(LAMS) - 1, 1)), rtol=IDENTITY.relative)
+
+
 # --- a subspace -------------------------------------------------------------------------------------------------
 
 
