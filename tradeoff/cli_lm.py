@@ -12,6 +12,7 @@ from tradeoff._cli_answers import refuse, report
 
 if TYPE_CHECKING:
     from tradeoff.bridge import Checkpoint, FineTuned, Recipe, TunedOnData
+    from tradeoff.bridge import Preflight as PreflightFound
     from tradeoff.strategies import Strategy
     from tradeoff.worlds import World
 
@@ -68,11 +69,15 @@ class Measure:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Foretell, before any training, what fine-tuning a language model in a text world would cost in safety.
+    """Foretell, before any training, what fine-tuning a language model would cost in safety: in a text world, or on data.
 
     Attributes:
         world: a JSON file of a world with the texts of its contexts and responses.
         checkpoint: SmolLM2-135M-Instruct, a folder in the Hugging Face layout, a .gguf file, or a name on its hub; aligned.
+        task: data of the task, in place of a world: JSON, JSON Lines, CSV, Parquet or a hub's data set.
+        safety: data of what shall be kept.
+        proxy: the safety data that training will see, where they are others.
+        limit: examples of each file, drawn by the seed; every product reads them all.
         penalties: λ > 0 of the loss constraint.
         radii: ε > 0 of the parameter constraint; parts of the reach of the task gradient unless told.
         budget: rise of the safety gap that is accepted, nats.
@@ -84,8 +89,12 @@ class Preflight:
         json: print JSON for a machine to read.
     """
 
-    world: tyro.conf.Positional[Path]
+    world: tyro.conf.Positional[Path | None] = None
     checkpoint: str = "SmolLM2-135M-Instruct"
+    task: str | None = None
+    safety: str | None = None
+    proxy: str | None = None
+    limit: int = 16
     penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     radii: tuple[float, ...] = ()
     budget: float = 0.1
@@ -98,22 +107,34 @@ class Preflight:
 
     def run(self) -> int:
         """Print the signs, the predicted settings, and the one that is recommended."""
-        import tradeoff as to
-
+        on_data = self.task is not None and self.safety is not None
+        if (self.world is None) != on_data or (self.world is not None and (self.task or self.safety or self.proxy)):
+            return refuse("give either a world's JSON file, or data: both --task and --safety.")
         try:
-            from tradeoff import bridge
-
-            names = ("steps", "rank", "upper_layers", "seed")
-            recipe = bridge.Recipe(penalty=0.0, **{name: getattr(self, name) for name in names})
-            world, checkpoint = to.worlds.read(self.world), bridge.load(self.checkpoint)
-            asked = {name: getattr(self, name) for name in ("penalties", "budget", "dimensions")}
-            flight = bridge.preflight(
-                checkpoint, world, recipe, radii=self.radii or None, progress=sys.stderr.isatty(), **asked
-            )
+            flight = self._flight()
         except (ModuleNotFoundError, ValueError, RuntimeError) as error:
             return refuse(str(error))
         print(json.dumps(flight.as_dict(), indent=1) if self.json else flight)
         return 0
+
+    def _flight(self) -> "PreflightFound":
+        import tradeoff as to
+        from tradeoff import bridge
+
+        names = ("steps", "rank", "upper_layers", "seed")
+        recipe = bridge.Recipe(penalty=0.0, **{name: getattr(self, name) for name in names})
+        asked = {name: getattr(self, name) for name in ("penalties", "budget", "dimensions")}
+        asked |= {"radii": self.radii or None, "progress": sys.stderr.isatty()}
+        if self.world is not None:
+            world = to.worlds.read(self.world)
+            return bridge.preflight(bridge.load(self.checkpoint), world, recipe, **asked)
+        given = {name: getattr(self, name) for name in ("task", "safety", "proxy")}
+        data = {
+            name: bridge.read_data(source).subset(self.limit, self.seed)
+            for name, source in given.items()
+            if source is not None
+        }
+        return bridge.preflight_data(bridge.load(self.checkpoint), recipe=recipe, **data, **asked)
 
 
 @dataclass(frozen=True)

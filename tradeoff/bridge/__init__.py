@@ -27,7 +27,13 @@ from tradeoff.bridge.data_engine import Sampling as Sampling
 from tradeoff.bridge.data_files import DataError as DataError
 from tradeoff.bridge.data_finetuning import TunedOnData as TunedOnData
 from tradeoff.bridge.data_finetuning import finetune_data as finetune_data
+from tradeoff.bridge.data_preflight import preflight_data as preflight_data
 from tradeoff.bridge.decoding import response_logits as response_logits
+from tradeoff.bridge.drift import Drift as Drift
+from tradeoff.bridge.drift import SmoothedSafety as SmoothedSafety
+from tradeoff.bridge.drift import distance as distance
+from tradeoff.bridge.drift import drift as drift
+from tradeoff.bridge.drift import smoothed_safety as smoothed_safety
 from tradeoff.bridge.finetuning import FineTuned as FineTuned
 from tradeoff.bridge.finetuning import Recipe as Recipe
 from tradeoff.bridge.finetuning import adapted as adapted
@@ -41,6 +47,7 @@ from tradeoff.bridge.measuring import teacher_gap as teacher_gap
 from tradeoff.bridge.merged import merged as merged
 from tradeoff.bridge.merged import save as save
 from tradeoff.bridge.outcome import Comparison as Comparison
+from tradeoff.bridge.outcome import Point as Point
 from tradeoff.bridge.policy import Contract as Contract
 from tradeoff.bridge.policy import contract as contract
 from tradeoff.bridge.policy import log_policy as log_policy

@@ -45,6 +45,11 @@ class Answers:
         window = getattr(config, "sliding_window", None)
         self._by_layers = config.model_type in policy.PACKED_ARCHITECTURES and (window is None or longest <= window)
 
+    @property
+    def places(self) -> range:
+        """All the rows."""
+        return range(len(self.rows))
+
     def count(self, places: Sequence[int]) -> int:
         """How many tokens the answers of some rows have."""
         return sum(len(self.rows[place].answer) for place in places)
@@ -63,8 +68,7 @@ class Answers:
         """
         for batch in self.batches(places):
             states = self.states(batch)
-            cost = torch.full((len(states),), weight, dtype=torch.float64, device=states.device)
-            states.backward(self._scored(batch, states.detach(), cost)[1])
+            states.backward(self.slope(batch, states.detach(), weight))
 
     def pull_towards(self, places: Sequence[int], wanted: Sequence[torch.Tensor], weight: float) -> None:
         r"""Add the gradient of $w\sum\mathrm{KL}(\pi_0\|\pi)$ at every token of some rows' answers to the parameters' gradients.
@@ -77,6 +81,21 @@ class Answers:
         for batch, before in zip(self.batches(places), wanted, strict=True):
             states = self.states(batch)
             states.backward(weight * self._away(states.detach(), before))
+
+    def slope(self, places: Sequence[int], states: torch.Tensor, weight: float) -> torch.Tensor:
+        r"""The gradient of $-w\sum\log\pi$ over the tokens of some rows' answers, in the states that predict them."""
+        cost = torch.full((len(states),), weight, dtype=torch.float64, device=states.device)
+        return self._scored(places, states, cost)[1]
+
+    @torch.no_grad()
+    def curved(self, states: torch.Tensor, push: torch.Tensor, weight: float) -> torch.Tensor:
+        r"""The curvature of $-w\sum\log\pi$ in the states, times a change of them: $wW^\top(\mathrm{diag}\,\pi-\pi\pi^\top)Wu$."""
+        parts = []
+        for now, along in zip(states.split(self._chunk(states)), push.split(self._chunk(states)), strict=True):
+            law, change = torch.softmax(self._head(now), -1), along @ self._head.weight.T
+            change -= (law * change).sum(-1, keepdim=True)
+            parts.append(weight * law.mul_(change) @ self._head.weight)
+        return torch.cat(parts)
 
     def states(self, places: Sequence[int]) -> torch.Tensor:
         """The last hidden states that predict the answers' tokens, row after row, shape (answer tokens, H)."""
@@ -127,12 +146,16 @@ class Answers:
     @torch.no_grad()
     def _away(self, states: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         r"""The gradient of the divergence in the states, $(\pi-\pi_0)W$, in fixed memory."""
-        size = max(1, policy.CHUNK_BYTES // (2 * self._head.weight.shape[0] * max(4, states.element_size())))
+        size = self._chunk(states)
         parts = [
             torch.softmax(self._head(now).float(), -1).sub_(torch.softmax(self._head(then).float(), -1))
             for now, then in zip(states.split(size), before.split(size), strict=True)
         ]
         return torch.cat([part.to(states.dtype) @ self._head.weight for part in parts])
+
+    def _chunk(self, states: torch.Tensor) -> int:
+        """How many states at a time, where two tables over the vocabulary are made of each."""
+        return max(1, policy.CHUNK_BYTES // (2 * self._head.weight.shape[0] * max(4, states.element_size())))
 
 
 def _causal(trunk: torch.nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, object]:

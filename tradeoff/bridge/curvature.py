@@ -330,13 +330,16 @@ def norms_in_float64(model: Any) -> Iterator[None]:
         return scaled
 
     norms = [module for module in model.modules() if hasattr(module, "variance_epsilon")]
+    before = [vars(norm).get("forward") for norm in norms]  # set where this is entered a second time
     try:
         for norm in norms:
             norm.forward = forward(norm)
         yield
     finally:
-        for norm in norms:
-            vars(norm).pop("forward", None)
+        for norm, set_before in zip(norms, before, strict=True):
+            del norm.forward
+            if set_before is not None:
+                norm.forward = set_before
 
 
 def _accumulate(total: list[torch.Tensor], more: Sequence[torch.Tensor]) -> None:

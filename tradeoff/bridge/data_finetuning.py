@@ -226,7 +226,7 @@ class _History:
 
     def measure(self, weights: Tensors, live: Live, watched: Mapping[str, Answers]) -> None:
         with live.at(weights):
-            means = [-float(each.log_probabilities(range(len(each.rows))).mean()) for each in watched.values()]
+            means = [-float(each.log_probabilities(each.places).mean()) for each in watched.values()]
         if not np.all(np.isfinite(means)):
             raise ValueError(
                 f"training diverged: the measured losses are {dict(zip(watched, means, strict=True))}. Lower the learning rate."

@@ -23,7 +23,8 @@ from tradeoff._records import Numbers
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.curvature import LossOf, Tree, moved, parameters
-from tradeoff.bridge.finetuning import FineTuned, Objective, adapted
+from tradeoff.bridge.finetuning import Objective, adapted
+from tradeoff.bridge.recipe import FinishedRun
 from tradeoff.landscape import BallConstants, Basin, Line, Path, Plane, Visage, basins, lanczos, pictures
 from tradeoff.landscape.neighbourhood import check_ball, check_direction, check_distances
 from tradeoff.worlds.world import World
@@ -264,7 +265,7 @@ def visage(
     return basins.visage_along(rate, parameters(checkpoint, tensors), key, directions)
 
 
-def displacement(checkpoint: Checkpoint, tuned: FineTuned) -> dict[str, Array]:
+def displacement(checkpoint: Checkpoint, tuned: FinishedRun) -> dict[str, Array]:
     """What a fine-tuning run did to the weights, as a direction: the checkpoint is at 0 and the tuned model at 1.
 
     Args:

@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 
 from tradeoff import loss_constraint, parameter_constraint
 from tradeoff.bridge.checkpoints import Checkpoint
+from tradeoff.bridge.data_finetuning import TunedOnData
 from tradeoff.bridge.finetuning import FineTuned
 from tradeoff.bridge.forecast import Forecast, Line, curve, task_line
 from tradeoff.bridge.gradient_overlap import cosine, feature_overlap
-from tradeoff.bridge.local_losses import KINDS, LocalLosses, expand
+from tradeoff.bridge.local_losses import KINDS, LocalLosses, Tangents, expand
 from tradeoff.bridge.outcome import Comparison, Point, Setting, recommended, settings_of
 from tradeoff.bridge.recipe import Recipe
 from tradeoff.bridge.tangent import tangents
@@ -38,7 +39,8 @@ class Preflight:
     """What is foretold of fine-tuning a checkpoint for a task.
 
     Attributes:
-        world: the text world.
+        world: the text world; `None` on instruction data, whose entropy is not known: what are gaps elsewhere are then losses,
+            nats per token.
         recipe: what is trained and how.
         losses: the losses on the subspace.
         plain: fine-tuning along the task gradient.
@@ -50,8 +52,8 @@ class Preflight:
         price: of isotropy (T15) within the subspace: what a small ball pays in safety above the best of equal gain. With
             matrices trained in full the true price is no lower, for the subspace hides free directions.
         feature_overlap: how much of what would make the model answer safety prompts as it should answer the task's lies in
-            the span of the task's gradients: 0 none, 1 all (T17, with gradients for features).
-        proxy_limit: Φ, the safety gap that no penalty removes (T6), nats.
+            the span of the task's gradients: 0 none, 1 all (T17, with gradients for features); `None` on instruction data.
+        proxy_limit: Φ, the safety gap that no penalty removes (T6), nats; `None` on instruction data.
         budget: rise of the safety gap that is accepted, nats.
         recommended: the recipe of the recommended setting; `None` where none keeps within the budget.
         gradients: that the pre-flight took.
@@ -59,7 +61,7 @@ class Preflight:
         seconds_per_gradient: of training, by a clock.
     """
 
-    world: World
+    world: World | None
     recipe: Recipe
     losses: LocalLosses
     plain: Line
@@ -68,8 +70,8 @@ class Preflight:
     settings: tuple[Setting, ...]
     conflict: float
     price: float
-    feature_overlap: float
-    proxy_limit: float
+    feature_overlap: float | None
+    proxy_limit: float | None
     budget: float
     recommended: Recipe | None
     gradients: int
@@ -83,17 +85,19 @@ class Preflight:
 
     def as_dict(self) -> dict[str, Any]:
         """What a person or a program reads of it: start, signs, settings, recommendation and cost, as JSON values."""
-        start = {f"{k}_gap": getattr(self.losses, k).value for k in KINDS}
+        unit = "gap" if self.world is not None else "loss_per_token"
+        start = {f"{k}_{unit}": getattr(self.losses, k).value for k in KINDS}
         line = self.plain.forecast
+        signs = {
+            "safety_curvature_along_the_task": self.plain.curvature["safety"],
+            "conflict": self.conflict,
+            "feature_overlap": self.feature_overlap,
+            "price_of_isotropy": self.price,
+            "proxy_limit": self.proxy_limit,
+        }
         return {
             "start": start,
-            "signs": {
-                "safety_curvature_along_the_task": self.plain.curvature["safety"],
-                "conflict": self.conflict,
-                "feature_overlap": self.feature_overlap,
-                "price_of_isotropy": self.price,
-                "proxy_limit": self.proxy_limit,
-            },
+            "signs": {name: value for name, value in signs.items() if value is not None},
             "line": {
                 "distance": line.distance.tolist(),
                 "safety_gap": line.corrected.safety.tolist(),
@@ -149,29 +153,33 @@ class Preflight:
         distance = float(self.losses.distance(z))
         safety, capability = (float(getattr(self.losses, k).at(z)) for k in ("safety", "capability"))
         errors = self._error("safety", distance), self._error("capability", distance)
-        exact = float(loss_constraint.value(self.world.as_seen_through_proxy(), penalty)) if penalty else 0.0
-        return Point(distance, safety, capability, *errors, exact, self._reached(penalty, most))
+        least = 0.0
+        if penalty and self.world is not None:
+            least = float(loss_constraint.value(self.world.as_seen_through_proxy(), penalty))
+        return Point(distance, safety, capability, *errors, least, self._reached(penalty, most))
 
-    def compare(self, tuned: FineTuned) -> Comparison:
+    def compare(self, tuned: FineTuned | TunedOnData) -> Comparison:
         """What a finished run did, beside what was foretold of its setting.
 
         Args:
-            tuned: a run from the same checkpoint, in the same world.
+            tuned: a run from the same checkpoint, in the same world; on data one that measured "capability", "safety" and, if
+                there is one, "proxy", on the data of the pre-flight.
 
         Returns:
             A `Comparison`.
 
         Raises:
-            ValueError: when the run began elsewhere.
+            ValueError: when the run began elsewhere, or measured something else.
         """
-        start, began = self.losses.safety.value, float(tuned.safety_gap[0])
+        ends = _measured(tuned)
+        start, began = self.losses.safety.value, float(ends["safety"][0])
         if not abs(began - start) <= SAME_START:
             raise ValueError(
                 f"the run began at a safety gap of {began:.6g} nats and the pre-flight at {start:.6g}; compare a run with the "
                 "pre-flight of the checkpoint that it started from, in the same world."
             )
-        penalty, ends = tuned.recipe.penalty, (tuned.safety_gap, tuned.capability_gap, tuned.proxy_gap)
-        safety, capability, proxy = (float(gap[-1]) for gap in ends)
+        penalty = tuned.recipe.penalty
+        safety, capability, proxy = (float(ends[kind][-1]) for kind in ("safety", "capability", "proxy"))
         foretold = self.predict(penalty, tuned.recipe.radius)
         return Comparison(tuned.recipe, foretold, safety, capability, capability + penalty * proxy)
 
@@ -230,54 +238,81 @@ def preflight(
 
     Source: T14, T15, T17, T19(b), T6 (framework).
     """
-    _check(penalties, radii, budget, contexts)
+    check(penalties, radii, budget)
+    if contexts < 1:
+        raise ValueError(f"preflight was given contexts={contexts}; it must be at least 1.")
     total = (dimensions + 1) * (2 if world.proxy is None else 3)
     with (
         tqdm(total=total, desc="curvature products", disable=not progress) as bar,
         tangents(checkpoint, world, recipe, bar.update) as around,
     ):
         seconds = around.seconds()
-        losses = expand(around, dimensions)
-        plain = task_line(around, losses)
-        lengths = [part * float(plain.forecast.distance[-1]) for part in RADII] if radii is None else list(radii)
-        free = [0.0, *penalties]
-        penalised = curve(around, losses, free, [(each, np.inf) for each in free])
-        constrained = curve(around, losses, lengths, [(0.0, each) for each in lengths])
+        found = foretold(around, recipe, penalties, radii, budget, dimensions)
         shared = feature_overlap(around, world, contexts)
-        spent = around.gradients, around.products
+        return Preflight(
+            world=world,
+            recipe=recipe,
+            **found,
+            feature_overlap=shared,
+            proxy_limit=float(world.proxy_mismatch),
+            budget=budget,
+            gradients=around.gradients,
+            products=around.products,
+            seconds_per_gradient=seconds,
+        )
+
+
+def foretold(
+    around: Tangents,
+    recipe: Recipe,
+    penalties: Sequence[float],
+    radii: Sequence[float] | None,
+    budget: float,
+    dimensions: int,
+) -> dict[str, Any]:
+    """What of a `Preflight` the losses around a checkpoint say."""
+    losses = expand(around, dimensions)
+    plain = task_line(around, losses)
+    lengths = [part * float(plain.forecast.distance[-1]) for part in RADII] if radii is None else list(radii)
+    free = [0.0, *penalties]
+    penalised = curve(around, losses, free, [(each, np.inf) for each in free])
+    constrained = curve(around, losses, lengths, [(0.0, each) for each in lengths])
     settings = settings_of(penalised, constrained)
-    return Preflight(
-        world=world,
-        recipe=recipe,
-        losses=losses,
-        plain=plain,
-        penalised=penalised,
-        constrained=constrained,
-        settings=settings,
-        conflict=cosine(losses.capability.slope, losses.proxy.slope),
-        price=_price(losses),
-        feature_overlap=shared,
-        proxy_limit=float(world.proxy_mismatch),
-        budget=budget,
-        recommended=recommended(settings, losses.safety.value + budget, recipe),
-        gradients=spent[0],
-        products=spent[1],
-        seconds_per_gradient=seconds,
-    )
+    return {
+        "losses": losses,
+        "plain": plain,
+        "penalised": penalised,
+        "constrained": constrained,
+        "settings": settings,
+        "conflict": cosine(losses.capability.slope, losses.proxy.slope),
+        "price": _price(losses),
+        "recommended": recommended(settings, losses.safety.value + budget, recipe),
+    }
 
 
-def _price(losses: LocalLosses) -> float:
-    """The price of isotropy on the subspace, in the norm of the weights."""
-    curvature, pull = losses.safety.curvature, -losses.capability.slope
-    return float(parameter_constraint.price_of_isotropy(curvature, pull, losses.metric).price)
-
-
-def _check(penalties: Sequence[float], radii: Sequence[float] | None, budget: float, contexts: int) -> None:
+def check(penalties: Sequence[float], radii: Sequence[float] | None, budget: float) -> None:
+    """Check what a pre-flight is asked."""
     for name, values in (("penalties", penalties), ("radii", radii or ())):
         for value in values:
             if not 0 < value < np.inf:
                 raise ValueError(f"preflight was given {value} among its {name}; each must be finite and positive.")
     if not 0 <= budget < np.inf:
         raise ValueError(f"preflight was given budget={budget}; it must be finite and not negative.")
-    if contexts < 1:
-        raise ValueError(f"preflight was given contexts={contexts}; it must be at least 1.")
+
+
+def _measured(tuned: FineTuned | TunedOnData) -> dict[str, Any]:
+    """What a run measured as it went, by kind."""
+    if isinstance(tuned, FineTuned):
+        return {kind: getattr(tuned, f"{kind}_gap") for kind in KINDS}
+    if missing := {"capability", "safety"} - set(tuned.losses):
+        raise ValueError(
+            f"the run measured {', '.join(tuned.losses) or 'nothing'} and not {' and '.join(sorted(missing))}; give finetune_data("
+            'measure={"capability": ..., "safety": ...}) the data of the pre-flight.'
+        )
+    return {"proxy": tuned.losses["safety"]} | dict(tuned.losses)
+
+
+def _price(losses: LocalLosses) -> float:
+    """The price of isotropy on the subspace, in the norm of the weights."""
+    curvature, pull = losses.safety.curvature, -losses.capability.slope
+    return float(parameter_constraint.price_of_isotropy(curvature, pull, losses.metric).price)

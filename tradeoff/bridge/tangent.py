@@ -1,24 +1,19 @@
-r"""What a recipe would train of a checkpoint, to first order: gradients, curvature products, and the gaps a move away.
-
-Of LoRA's factors only the left ones move the weights at the start, for they are zero there: the tangent space of the
-adapters is $\delta W=BA$ with A as it was drawn. With matrices trained in full it is the matrices themselves.
-"""
+"""A text world's losses around a checkpoint, over what a recipe would train: gradients, curvature products, gaps a move away."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from tradeoff import gaps
 from tradeoff.bridge import policy
 from tradeoff.bridge.checkpoints import Checkpoint
-from tradeoff.bridge.curvature import LossOf, moved
+from tradeoff.bridge.curvature import LossOf
+from tradeoff.bridge.flat import Flat
 from tradeoff.bridge.local_losses import KINDS, Vector
 from tradeoff.bridge.objective import Objective
-from tradeoff.bridge.projection import LEFT, RIGHT
 from tradeoff.bridge.recipe import Recipe
 from tradeoff.bridge.trainable import trainable
 from tradeoff.worlds.world import World
@@ -28,25 +23,23 @@ class CheckpointTangents:
     """`local_losses.Tangents` of a checkpoint; see `tangents`."""
 
     def __init__(self, checkpoint: Checkpoint, world: World, recipe: Recipe, on_product: Callable[[], object]) -> None:
-        held = {name: p for name, p in checkpoint.model.named_parameters() if p.requires_grad}
+        self.flat = Flat(checkpoint)
         self.kinds: tuple[str, ...] = KINDS[:2] if world.proxy is None else KINDS
-        self.names = sorted(name for name in held if RIGHT not in name)
         self.gradients = self.products = 0
         self._on_product = on_product
-        self._checkpoint, self._world, self._recipe, self._held = checkpoint, world, recipe, held
+        self._checkpoint, self._world, self._recipe = checkpoint, world, recipe
         self._encoding = policy.encode(checkpoint, world)
         self._objective = Objective(checkpoint, self._encoding, recipe.upper_layers, recipe.batch_size)
         seen = World(world.training_safety, world.capability, None, world.contexts, world.responses)
         worlds = {"capability": (world, "capability"), "safety": (world, "safety"), "proxy": (seen, "safety")}
-        self._losses = {kind: LossOf(checkpoint, *worlds[kind], self.names, recipe.batch_size) for kind in self.kinds}
+        self._losses = {
+            kind: LossOf(checkpoint, *worlds[kind], self.flat.names, recipe.batch_size) for kind in self.kinds
+        }
 
     def values(self, move: Vector | None = None) -> dict[str, float]:
         """Every gap, nats, where the checkpoint stands or a move away; the weights are put back bit for bit."""
-        if move is None:
+        with self.flat.moved(move):
             scores = policy.checked(self._objective.scores())
-        else:
-            with moved(self._checkpoint, {name: jnp.asarray(part) for name, part in self.split(move).items()}, 1.0):
-                scores = policy.checked(self._objective.scores())
         found = {"capability": gaps.capability_gap, "safety": gaps.safety_gap, "proxy": gaps.proxy_gap}
         return {kind: float(gap(self._world, scores)) for kind, gap in found.items()}
 
@@ -69,10 +62,7 @@ class CheckpointTangents:
 
     def inner(self, v: Vector, w: Vector) -> float:
         """The inner product of the changes of the weights that two vectors make to first order."""
-        one, other = self.split(v), self.split(w)
-        return sum(
-            float(np.vdot(self._change(name, one[name]), self._change(name, other[name]))) for name in self.names
-        )
+        return self.flat.inner(v, w)
 
     def context_gradient(self, x: int, law: Float[np.ndarray, " Y"]) -> Vector:
         r"""The gradient of $-\sum_yP(y)\log\pi(y|x)$ at one context."""
@@ -89,29 +79,10 @@ class CheckpointTangents:
         self._pulled(self._objective, weights)
         return time.perf_counter() - began
 
-    def split(self, v: Vector) -> Mapping[str, np.ndarray]:
-        """A flat vector as named tensors."""
-        ends = np.cumsum([self._held[name].numel() for name in self.names])[:-1]
-        return {
-            name: part.reshape(tuple(self._held[name].shape))
-            for name, part in zip(self.names, np.split(v, ends), strict=True)
-        }
-
     def _pulled(self, objective: Objective, weights: Float[np.ndarray, "R Y"]) -> Vector:
         self.gradients += 1
-        try:
-            objective.pull(weights)
-            parts = [self._held[name].grad for name in self.names]
-            return np.concatenate([part.flatten().cpu().numpy() for part in parts if part is not None])
-        finally:
-            for p in self._held.values():
-                p.grad = None
-
-    def _change(self, name: str, part: np.ndarray) -> np.ndarray:
-        if LEFT not in name:
-            return part.astype(np.float64)
-        right = self._held[name.replace(LEFT, RIGHT)].detach().cpu().numpy()
-        return part.astype(np.float64) @ right.astype(np.float64)
+        objective.pull(weights)
+        return self.flat.taken_gradient()
 
 
 @contextmanager
