@@ -10,6 +10,9 @@ from tradeoff.dynamics import gradient_flow, relaxation_time
 from tradeoff.problems import Tabular
 from tradeoff.tolerances import FLOW, IDENTITY, RATE, agree
 
+PARTS = np.array([0.2, 0.4, 0.6, 0.8, 1.0])
+"""Five times of every flow: one program for each shape of a world."""
+
 
 class Opaque:
     """The same problem with its structure hidden, so that the general solver runs."""
@@ -29,10 +32,10 @@ class Opaque:
 def test_a_flow_comes_to_rest_at_the_closed_form(name, lam):
     world = WORLDS[name]
     problem = Tabular(world)
-    flow = gradient_flow(problem, problem.aligned(), [30 * float(relaxation_time(world, lam))], lam)
+    flow = gradient_flow(problem, problem.aligned(), 30 * float(relaxation_time(world, lam)) * PARTS, lam)
     exact = to.loss_constraint.gaps(world, lam)
-    assert abs(float(flow.gaps.safety[0] - exact.safety)) < FLOW.absolute
-    assert abs(float(flow.gaps.capability[0] - exact.capability)) < FLOW.absolute
+    assert abs(float(flow.gaps.safety[-1] - exact.safety)) < FLOW.absolute
+    assert abs(float(flow.gaps.capability[-1] - exact.capability)) < FLOW.absolute
 
 
 def test_the_general_solver_takes_the_same_path():
@@ -49,14 +52,14 @@ def test_without_shared_contexts_training_costs_no_safety():
     """The null test: nothing that happens in a table can reach a context that the task does not have."""
     world = WORLDS["disjoint_contexts"]
     problem = Tabular(world)
-    flow = gradient_flow(problem, problem.aligned(), [1.0, 10.0, 1000.0])
+    flow = gradient_flow(problem, problem.aligned(), 1000 * PARTS)
     assert jnp.max(flow.gaps.safety) < IDENTITY.absolute
     assert flow.gaps.capability[-1] < FLOW.absolute
 
 
 def test_the_objective_falls_along_a_flow():
     problem = Tabular(WORLDS["random_proxy"])
-    flow = gradient_flow(problem, problem.aligned(), jnp.linspace(0.0, 100.0, 20), 2.0)
+    flow = gradient_flow(problem, problem.aligned(), [0.0, 1.0, 5.0, 25.0, 100.0], 2.0)
     values = [float(problem.objective(z, 2.0)) for z in flow.parameters]
     assert all(a > b for a, b in zip(values, values[1:], strict=False))
 
@@ -66,8 +69,8 @@ def test_relaxation_time_is_the_slowest_decay():
     problem = Tabular(world)
     time = float(relaxation_time(world, lam))
     unequal = jnp.arange(12.0).reshape(4, 3)  # the aligned start is at rest already in the context that only safety has
-    flow = gradient_flow(problem, unequal, [8 * time, 9 * time], lam)
-    surplus = [float(to.surplus(world, problem.log_policy(z), lam)) for z in flow.parameters]
+    flow = gradient_flow(problem, unequal, [2 * time, 4 * time, 6 * time, 8 * time, 9 * time], lam)
+    surplus = [float(to.surplus(world, problem.log_policy(z), lam)) for z in flow.parameters[-2:]]
     assert agree(np.log(surplus[0] / surplus[1]), 2.0, RATE)  # e^(-2 t/time), up to the next order
 
 

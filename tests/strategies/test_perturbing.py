@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled import once
 from tests.strategies import probed, toys
 from tradeoff.bridge.training import plain_descent, train
 from tradeoff.dynamics import descend
@@ -143,10 +144,11 @@ def lengths_engine(lengths):
 
 def drawn(strategy, engine, steps):
     """Which layers are drawn, at many steps."""
-    state = strategy.init(engine.start, engine)
-    return np.asarray(
-        jax.vmap(lambda step: strategy.refresh(state, engine.start, step, engine)["drawn"])(jnp.arange(steps))
-    )
+
+    def at(step):
+        return strategy.refresh(strategy.init(engine.start, engine), engine.start, step, engine)["drawn"]
+
+    return np.asarray(once(jax.vmap(at))(jnp.arange(steps)))
 
 
 def chances(weights, layers):
@@ -182,10 +184,11 @@ def test_t_vaccine_draws_layers_without_a_gradient_last():
 def test_t_vaccine_redraws_and_remeasures_when_it_is_time_only():
     strategy, toy = TVaccine(layers=1, redraw=2, remeasure=4, within=""), lengths_engine([1.0, 2.0, 1.5, 1.0])
     steep = probed.Given(toy.start, harmful=lambda at: sum(jnp.sum(jnp.exp(at[name])) for name in at))
+    refresh = once(lambda state, weights, step: strategy.refresh(state, weights, step, steep))
     state, seen = strategy.init(toy.start, toy), []
     for step in range(8):
         weights = {name: array + 0.1 * step * (place + 1) for place, (name, array) in enumerate(toy.start.items())}
-        state = strategy.refresh(state, weights, step, steep)
+        state = refresh(state, weights, step)
         seen.append((state["lengths"].tolist(), state["drawn"].tolist()))
     lengths, layers = zip(*seen, strict=True)
     assert [lengths[step] != lengths[step - 1] for step in range(1, 8)] == [step == 4 for step in range(1, 8)]

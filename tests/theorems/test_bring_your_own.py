@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tradeoff import theorems
+from tradeoff import cli, theorems
 
 CLAIM = '''
 import tradeoff as to
@@ -75,9 +75,10 @@ def test_pytest_collects_claims_and_shows_the_instance_that_fails(tmp_path):
     assert "world.safety.p = " in out
 
 
-def test_the_command_line_takes_a_file_and_breaks_it(tmp_path):
+def test_the_command_line_takes_a_file_and_breaks_it(tmp_path, monkeypatch, capsys):
     path = write(tmp_path, CLAIM.format(name="false-one", constant=0.5))
-    command = [sys.executable, "-m", "tradeoff", "verify", str(path), "--falsify", "--restarts", "8"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "false-one is FALSE" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["tradeoff", "verify", str(path), "--falsify", "--restarts", "8"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "false-one is FALSE" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from tradeoff.theorems import falsify, instances
 from tradeoff.tolerances import EXACT
 
 KEY = jax.random.key(0)
+RESTARTS = 8
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def guess():
 
 
 def test_a_plausible_conjecture_is_broken_with_a_counterexample_that_one_can_read(guess):
-    attack = falsify(guess, KEY)
+    attack = falsify(guess, KEY, restarts=RESTARTS)
     assert attack.broken
     left, right = attack.precise
     assert left > right
@@ -43,7 +44,7 @@ def test_a_plausible_conjecture_is_broken_with_a_counterexample_that_one_can_rea
 
 @pytest.mark.parametrize("name", ["T4a", "T8a"])
 def test_an_attained_bound_is_reached_from_random_starts(name):
-    attack = falsify(to.theorems.get(name), KEY, restarts=24)
+    attack = falsify(to.theorems.get(name), KEY, restarts=RESTARTS)
     assert not attack.broken
     assert attack.ratio > 0.99
     assert "was not broken" in str(attack)
@@ -55,7 +56,7 @@ def test_a_loose_constant_is_reported():
         return left, 3 * right
 
     loose = dataclasses.replace(to.theorems.get("T4b"), name="loose", sides=sides)
-    attack = falsify(loose, KEY, restarts=16)
+    attack = falsify(loose, KEY, restarts=RESTARTS)
     assert not attack.broken
     assert "the constant looks loose by 3" in str(attack)
 
@@ -77,9 +78,9 @@ def test_rounding_is_not_a_counterexample():
         return 1 - jnp.cos(gap / 100), 2 * jnp.sin(gap / 200) ** 2
 
     assert not to.theorems.verify(rounding, KEY, 1000).holds  # random instances show the rounding ...
-    attack = falsify(rounding, KEY, restarts=8)
+    attack = falsify(rounding, KEY, restarts=RESTARTS)
     assert not attack.broken  # ... and the falsifier knows it for what it is
-    assert attack.refuted == 8
+    assert attack.refuted == RESTARTS
 
 
 SMALL = theorems.Assumption("small", "x is at most 1", lambda x: x <= 1)

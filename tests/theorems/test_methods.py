@@ -462,7 +462,7 @@ def test_both_states_of_an_alternation_are_off_the_front():
         jnp.diag(jnp.array([3.0, 1.0, 1.0])), jnp.append(quad.theta_f, 0.5), jnp.eye(3).at[:2, :2].set(quad.H_s)
     )
     front = once(jax.vmap(lambda nu: quad.gaps(front_displacement(quad, nu))))(jnp.logspace(-4, 4, 4001))
-    for state in fixed_points._lisa(quad, jnp.ones(())):
+    for state in once(lambda quad: fixed_points._lisa(quad, jnp.ones(())))(quad):
         at = quad.gaps(state)
         # On the front the two gradients are opposite: here some third point is better for both losses.
         assert bool(jnp.any((front.safety < at.safety) & (front.capability < at.capability)))
