@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Array
 
+from tradeoff.bridge import processes
 from tradeoff.bridge.answers import Answers
 from tradeoff.bridge.live import Live
 from tradeoff.bridge.training import AbstractTorchEngine, Tensors
@@ -102,17 +103,17 @@ class DataEngine(AbstractTorchEngine):
                 answers, places = self._seen(term.role)
                 each = float(weight) / answers.count(places)
                 if isinstance(term, Alignment):
-                    answers.pull_towards(places, before[id(term)], each)
+                    answers.pull_towards(processes.share(places), before[id(term)], each)
                 else:
-                    answers.pull(places, each)
+                    answers.pull(processes.share(places), each)
 
-        return self.live.pulled(pull, weights)
+        return processes.summed(self.live.pulled(pull, weights))
 
     def _before(self, role: str) -> list[torch.Tensor]:
         """The states in which training began, of this step's rows."""
         answers, places = self._seen(role)
         with self.live.at(self.start), torch.no_grad():
-            return [answers.states(batch) for batch in answers.batches(places)]
+            return [answers.states(batch) for batch in answers.batches(processes.share(places))]
 
     def _seen(self, role: str) -> tuple[Answers, list[int]]:
         if role not in self._answers:

@@ -9,27 +9,37 @@ from accelerate.utils import reduce
 from tradeoff.bridge.training import Tensors
 
 
+def _state() -> PartialState:
+    """The processes that there are; without a GPU accelerate finds them only where it is told so."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def share(places: Sequence[int]) -> Sequence[int]:
     """This process's part of some rows; all of them where there is one process."""
-    state = PartialState()
+    state = _state()
     return places[state.process_index :: state.num_processes]
 
 
 def summed(gradient: Tensors) -> Tensors:
     """The sum of all processes' gradients, by name."""
-    if PartialState().num_processes == 1:
+    if count() == 1:
         return gradient
     total = reduce({name: tensor.contiguous() for name, tensor in gradient.items()}, reduction="sum")
     assert isinstance(total, dict)
     return total
 
 
+def count() -> int:
+    """How many processes there are."""
+    return _state().num_processes
+
+
 def is_first() -> bool:
     """Whether this process is the one that prints and saves."""
-    return PartialState().is_main_process
+    return _state().is_main_process
 
 
 def together() -> None:
     """Wait until every process is here."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        PartialState().wait_for_everyone()
+        _state().wait_for_everyone()
