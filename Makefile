@@ -60,7 +60,7 @@ gallery: reproduce
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tradeoff needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lm,dev,docs]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lm,explore,dev,docs]'
 	touch $@
 
 clean:

@@ -1,16 +1,26 @@
 """Every experiment by name: its module, its figure, what it costs."""
 
+import difflib
 import importlib
+import os
+import sys
 from dataclasses import dataclass
 from types import ModuleType
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One experiment; the module in `experiments/` and the one in `figures/` share its name."""
+    """One experiment; the module in `experiments/` and the one in `figures/` share its name.
+
+    Attributes:
+        name: of both modules.
+        checkpoint: whether it trains or measures a checkpoint.
+        needs: an environment variable without which it is left out, unless it is asked for by name.
+    """
 
     name: str
     checkpoint: bool = False
+    needs: str = ""
 
     @property
     def experiment(self) -> ModuleType:
@@ -38,8 +48,25 @@ CATALOGUE = (
     Entry("e8_league"),
     Entry("e8_text"),
     Entry("e8_checkpoint", checkpoint=True),
+    Entry("e9_real_data", checkpoint=True, needs="TRADEOFF_DATA"),
     Entry("e10_overlap_of_meaning", checkpoint=True),
 )
+
+
+def everything(toy: bool) -> list[Entry]:
+    """What runs where nothing is named; what lacks something is left out, and that is said.
+
+    Args:
+        toy: whether to leave out what trains or measures a checkpoint.
+    """
+    chosen = [one for one in CATALOGUE if not (toy and one.checkpoint)]
+    for one in chosen:
+        if one.needs and not os.environ.get(one.needs):
+            print(
+                f"{one.name} is left out, for {one.needs} is not set; its module says what it should be.",
+                file=sys.stderr,
+            )
+    return [one for one in chosen if not one.needs or os.environ.get(one.needs)]
 
 
 def entry(name: str) -> Entry:
@@ -51,4 +78,7 @@ def entry(name: str) -> Entry:
     for one in CATALOGUE:
         if one.name == name:
             return one
-    raise SystemExit(f"no experiment is named {name!r}; there are {', '.join(e.name for e in CATALOGUE)}.")
+    names = [e.name for e in CATALOGUE]
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    raise SystemExit(f"no experiment is named {name!r}; there are {', '.join(names)}.{meant}")

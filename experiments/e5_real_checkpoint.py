@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 import tradeoff as to
-from experiments.checkpoint_cells import cell
+from experiments.cells import Cell, run_cells
+from experiments.checkpoint_cells import cell, description, path
 from experiments.common import penalties
 from tradeoff import bridge, loss_constraint
 
@@ -39,33 +42,55 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
     Raises:
         RuntimeError: when a measured point lies below the frontier or the fundamental limit, where no policy can be.
     """
-    world = to.worlds.requests(settings.safety_prompts, settings.task_prompts, overlap=settings.overlap)
-    checkpoint = bridge.load(settings.checkpoint)
-    runs = [fine_tuned(settings, checkpoint, world, penalty, folder, progress) for penalty in settings.penalties]
+    return run_cells(sys.modules[__name__], settings, folder, progress)
+
+
+def cells(settings: Settings) -> tuple[Cell, ...]:
+    """A run for each penalty."""
+    alike = replace(settings, least=Settings.least, greatest=Settings.greatest, count=Settings.count)
+    return tuple(Cell(name(penalty), replace(alike, penalties=(penalty,))) for penalty in settings.penalties)
+
+
+def name(penalty: float) -> str:
+    """The name of the cell of a penalty."""
+    return f"penalty-{penalty:g}"
+
+
+def make(settings: Settings, part: str, folder: Path, progress: bool = True) -> xr.Dataset:
+    """The path of the run at the one penalty of the settings."""
+    world, checkpoint = text_world(settings), bridge.load(settings.checkpoint)
+    made = path(fine_tuned(settings, checkpoint, world, settings.penalties[0], folder, progress), checkpoint)
+    contract = dataclasses.asdict(bridge.contract(checkpoint, world))
+    return made.assign_attrs(contract=json.dumps(contract, sort_keys=True))
+
+
+def gather(settings: Settings, parts: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """The paths of all runs, laid over the frontier."""
+    world, runs = text_world(settings), list(parts.values())
     lam = np.array(settings.penalties)
-    safety = np.stack([each.safety_gap for each in runs])
-    capability = np.stack([each.capability_gap for each in runs])
+    safety = np.stack([each.safety_gap.values for each in runs])
+    capability = np.stack([each.capability_gap.values for each in runs])
     front = to.frontier.exact(world, penalties(settings.least, settings.greatest, settings.count))
     certified = to.frontier.certify(world, np.stack([safety, capability], axis=-1))
     limit = capability - np.asarray(certified.above_limit)
     optimum, value = loss_constraint.gaps(world, lam), np.asarray(loss_constraint.value(world, lam))
     surplus = capability + lam[:, None] * safety - value[:, None]
-    path, nats = ("penalty", "step"), {"units": "nats"}
+    each, nats = ("penalty", "step"), {"units": "nats"}
     return xr.Dataset(
         {
-            "safety_gap": (path, safety, nats),
-            "capability_gap": (path, capability, nats),
+            "safety_gap": (each, safety, nats),
+            "capability_gap": (each, capability, nats),
             "distance": (
-                path,
+                each,
                 np.asarray(certified.distance),
                 nats | {"long_name": "distance to the exact frontier, along the diagonal"},
             ),
             "surplus": (
-                path,
+                each,
                 surplus,
                 nats | {"long_name": "G_f + λ G_s - V(λ): above the best that any model can do"},
             ),
-            "limit": (path, limit, nats | {"long_name": "T8(c): the least capability gap at this safety gap"}),
+            "limit": (each, limit, nats | {"long_name": "T8(c): the least capability gap at this safety gap"}),
             "optimum_safety_gap": ("penalty", np.asarray(optimum.safety), nats),
             "optimum_capability_gap": ("penalty", np.asarray(optimum.capability), nats),
             "value": ("penalty", value, nats),
@@ -74,17 +99,18 @@ def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
             "frontier_limit": ("frontier_lam", np.asarray(to.frontier.lower_limit(world, front.safety_gap)), nats),
         },
         coords={"penalty": lam, "step": np.arange(settings.steps + 1), "frontier_lam": np.asarray(front.lam)},
-        attrs={
-            "checkpoint": checkpoint.name,
-            "checkpoint_sha256": checkpoint.digest,
-            "checkpoint_files": json.dumps(dict(checkpoint.digests), sort_keys=True),
-            "model_device": checkpoint.device.type,
-            "model_dtype": str(checkpoint.dtype).removeprefix("torch."),
-            "contract": json.dumps(dataclasses.asdict(bridge.contract(checkpoint, world)), sort_keys=True),
+        attrs=description(runs[0])
+        | {
+            "contract": runs[0].attrs["contract"],
             "prompts": json.dumps(world.contexts),
             "responses": json.dumps(world.responses),
         },
     )
+
+
+def text_world(settings: Settings) -> to.World:
+    """The prompts, the responses and who wants them said."""
+    return to.worlds.requests(settings.safety_prompts, settings.task_prompts, overlap=settings.overlap)
 
 
 def fine_tuned(
@@ -99,6 +125,4 @@ def fine_tuned(
         upper_layers=settings.upper_layers,
         seed=settings.seed,
     )
-    return bridge.finetune(
-        checkpoint, world, recipe, cell(folder, f"penalty-{penalty:g}", checkpoint, world, recipe), progress
-    )
+    return bridge.finetune(checkpoint, world, recipe, cell(folder, name(penalty), checkpoint, world, recipe), progress)

@@ -1,7 +1,8 @@
-"""The command line: `tradeoff verify`, `frontier`, `strategies`, `document`, `lm measure`, `lm finetune` and `lm preflight`."""
+"""The command line: `tradeoff verify`, `frontier`, `strategies`, `document`, `explore`, `check` and `lm ...`."""
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -218,6 +219,53 @@ class Document:
         return 0
 
 
+@dataclass(frozen=True)
+class Explore:
+    """Open a local page with sliders: a world's frontier, bounds and flow, live; for this machine alone.
+
+    Attributes:
+        port: the page is at http://127.0.0.1:PORT/.
+        browser: open the page in a browser.
+    """
+
+    port: int = 8642
+    browser: bool = True
+
+    def run(self) -> int:
+        """Serve the page until it is interrupted."""
+        try:
+            from tradeoff.explorer import server
+        except ModuleNotFoundError as error:
+            return refuse(f"the explorer needs {error.name}; install it with: pip install 'tradeoff[explore]'")
+        try:
+            server.serve(self.port, self.browser)
+        except ValueError as error:
+            return refuse(str(error))
+        return 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """Make a result of an experiment again from the settings in its file, and compare; exit with 1 when it differs.
+
+    Attributes:
+        result: a netCDF file of `make reproduce`.
+    """
+
+    result: tyro.conf.Positional[Path]
+
+    def run(self) -> int:
+        """Have the experiments of this checkout do it: the package itself knows none and runs none."""
+        root = Path(__file__).parents[1]
+        if not (root / "experiments" / "check.py").is_file():
+            return refuse(
+                f"results are made again by the experiments of the repository, and {root} is no checkout of it; clone it "
+                "and install the package from there: pip install -e ."
+            )
+        command = [sys.executable, "-m", "experiments", "--check", str(self.result.resolve())]
+        return subprocess.run(command, cwd=root, check=False).returncode
+
+
 def main() -> None:
     """Run the command line."""
     command = tyro.cli(
@@ -226,6 +274,8 @@ def main() -> None:
             | Annotated[Frontier, tyro.conf.subcommand("frontier")]
             | Annotated[Strategies, tyro.conf.subcommand("strategies")]
             | Annotated[Document, tyro.conf.subcommand("document")]
+            | Annotated[Explore, tyro.conf.subcommand("explore")]
+            | Annotated[Check, tyro.conf.subcommand("check")]
             | Annotated[
                 Annotated[Measure, tyro.conf.subcommand("measure")]
                 | Annotated[Finetune, tyro.conf.subcommand("finetune")]
