@@ -33,7 +33,7 @@ REFINEMENTS, MOST_PIECES = 8, 16
 """So often steps are refined, and each into so many, at most."""
 TAIL = 4
 """So many last coefficients are the estimate of what is cut off."""
-COLUMNS, STEPS = 256, 32
+FEW, MANY, STEPS = 64, 256, 32
 """Columns are solved so many at a time, and steps come in multiples: few programs, whose numbers stay in the cache."""
 
 
@@ -232,8 +232,9 @@ def _cross(law: np.ndarray) -> np.ndarray:
 
 def _in_blocks(leaf: np.ndarray) -> np.ndarray:
     """Columns in blocks along a new first axis, the last one filled up with columns at rest."""
-    filled = np.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, -leaf.shape[-1] % COLUMNS)])
-    return np.moveaxis(filled.reshape(*leaf.shape[:-1], -1, COLUMNS), -2, 0)
+    width = FEW if leaf.shape[-1] <= FEW else MANY
+    filled = np.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, -leaf.shape[-1] % width)])
+    return np.moveaxis(filled.reshape(*leaf.shape[:-1], -1, width), -2, 0)
 
 
 def _grid(times: np.ndarray, speed: float) -> np.ndarray:
