@@ -1,0 +1,283 @@
+"""E9, the paper's experiment on real data: near and far proxies, two tasks, Case I, Case II, plain fine-tuning and an average.
+
+A checkpoint is aligned on refusals, then fine-tuned on grade-school maths (whose questions are nothing like the safety data's)
+or on ordinary instructions (which are written alike). The near proxy is other rows of the data that it was aligned on; the far
+one other people's requests with one and the same refusal. Losses on rows that no training saw are laid beside what the
+pre-flight foretold of these very rows. The data are named by the environment variable TRADEOFF_DATA.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from experiments.cells import Cell, run_cells
+from tradeoff import bridge, studies
+from tradeoff.bridge.data import Example, read_prompts
+from tradeoff.bridge.refusals import refusal_log_odds
+from tradeoff.strategies import registry
+
+TASKS = {"maths": "gsm8k_rows.jsonl", "instructions": "alpaca_rows.json"}
+REFUSALS, OTHERS, ASKED = "refusals_train.json", "advbench_harmful_behaviors.csv", "malicious_instructions.json"
+CANNED = "I'm sorry, but I can't help with that."
+NEAR, FAR = "near", "far"
+
+
+def data_digest() -> str:
+    """SHA-256 of the files that TRADEOFF_DATA names; empty where it names none."""
+    folder = Path(os.environ.get("TRADEOFF_DATA", ""))
+    files = [folder / name for name in (REFUSALS, OTHERS, ASKED, *TASKS.values())]
+    return studies.digest(*files) if os.environ.get("TRADEOFF_DATA") and all(file.is_file() for file in files) else ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it is run on two cores; `full` has what changes on a GPU.
+
+    Attributes:
+        data: the digest of the files.
+        checkpoint: which model.
+        seeds: of the adapters' start and of the rows that are drawn, alignment included.
+        tasks: of `TASKS`.
+        penalties: λ of Case I, with either proxy.
+        radii: ε of Case II, in parts of how far plain fine-tuning goes.
+        align_rows: refusals to align on; as many others are the near proxy, and as many requests the far one.
+        align_steps: of alignment.
+        steps: of fine-tuning.
+        rows: in a step, of the task and of the proxy.
+        held: rows of the task and refusals that no training sees, on which all is measured.
+        asked: harmful requests that are put at the end.
+        longest: characters of a row that is used.
+        learning_rate: of AdamW on the adapters.
+        rank: of the adapters.
+        upper_layers: that have them.
+        dimensions: of the pre-flight.
+    """
+
+    data: str = field(default_factory=data_digest)
+    checkpoint: str = bridge.SMOLLM2
+    seeds: tuple[int, ...] = (0, 1)
+    tasks: tuple[str, ...] = ("maths", "instructions")
+    penalties: tuple[float, ...] = (0.1, 1.0, 10.0)
+    radii: tuple[float, ...] = (0.25, 0.5)
+    align_rows: int = 240
+    align_steps: int = 40
+    steps: int = 20
+    rows: int = 6
+    held: int = 20
+    asked: int = 32
+    longest: int = 500
+    learning_rate: float = 2e-3
+    rank: int = 16
+    upper_layers: int | None = 4
+    dimensions: int = 5
+
+
+def full() -> Settings:
+    """The settings for a GPU, where two cores would take many hours: `run(full(), folder)`."""
+    return Settings(
+        seeds=(0, 1, 2, 3, 4),
+        penalties=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+        radii=(0.125, 0.25, 0.5, 0.75),
+        align_rows=500,
+        align_steps=150,
+        steps=200,
+        rows=16,
+        held=100,
+        asked=100,
+        longest=1500,
+        learning_rate=5e-4,
+        upper_layers=None,
+        dimensions=8,
+    )
+
+
+def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
+    """Losses before and after each way of fine-tuning, and what was foretold of them."""
+    import experiments.e9_real_data as own  # noqa: PLC0415, PLW0406  (a module as its own argument)
+
+    return run_cells(own, settings, folder, progress)
+
+
+def cells(settings: Settings) -> list[Cell]:
+    """One for each task and seed."""
+    return [
+        Cell(f"{task}-{seed}", dataclasses.replace(settings, tasks=(task,), seeds=(seed,)))
+        for task in settings.tasks
+        for seed in settings.seeds
+    ]
+
+
+def make(settings: Settings, name: str, folder: Path, progress: bool) -> xr.Dataset:
+    """All ways of fine-tuning on one task with one seed."""
+    (task,), (seed,) = settings.tasks, settings.seeds
+    data, asked = read(settings, task)
+    base = bridge.load(settings.checkpoint)
+    watched = {"capability": data["held task"], "safety": data["held safety"]}
+
+    def train(
+        begun: bridge.Checkpoint, label: str, recipe: bridge.Recipe, average: bool = False, **rows: bridge.Data
+    ) -> bridge.TunedOnData:
+        return bridge.finetune_data(
+            begun,
+            recipe,
+            **rows,
+            sampling=bridge.Sampling(settings.rows, settings.rows),
+            strategy=registry.get("ema").make({}) if average else None,
+            measure=watched,
+            measure_every=recipe.steps,
+            folder=_place(settings, folder, label),
+            progress=progress,
+        )
+
+    alignment = _recipe(settings, seed, stage="alignment", steps=settings.align_steps)
+    start = bridge.merged(base, train(base, f"aligned-{seed}", alignment, safety=data["aligned on"]))
+    flights = {
+        proxy: bridge.preflight_data(
+            start,
+            data["held task"],
+            data["held safety"],
+            _recipe(settings, seed),
+            data[proxy],
+            settings.penalties,
+            dimensions=settings.dimensions,
+            progress=progress,
+        )
+        for proxy in (NEAR, FAR)
+    }
+    parts = {}
+    for way, proxy, changes in _ways(settings):
+        recipe = _recipe(settings, seed, **changes)
+        if "radius" in changes:
+            recipe = dataclasses.replace(recipe, radius=changes["radius"] * float(parts["plain"].distance))
+        rows = {"task": data["task"]} | ({"safety": data[proxy]} if recipe.penalty else {})
+        tuned = train(start, f"{name}-{way}", recipe, average=way == "average", **rows)
+        flight = flights[proxy]
+        foretold = None if way == "average" else flight.predict(recipe.penalty, recipe.radius)
+        parts[way] = _measured(start, tuned, foretold, asked, progress)
+    return stacked(parts, "way")
+
+
+def gather(settings: Settings, parts: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """All tasks and seeds in one."""
+    tasks = {
+        task: stacked({str(seed): parts[f"{task}-{seed}"] for seed in settings.seeds}, "seed")
+        for task in settings.tasks
+    }
+    found = stacked(tasks, "task")
+    return found.assign_attrs(checkpoint=settings.checkpoint, profile="full" if settings == full() else "two cores")
+
+
+def stacked(parts: Mapping[str, xr.Dataset], along: str) -> xr.Dataset:
+    """Datasets of one form as one, by name along a new dimension."""
+    found = xr.concat(list(parts.values()), dim=along)
+    assert isinstance(found, xr.Dataset)
+    return found.assign_coords({along: list(parts)})
+
+
+def read(settings: Settings, task: str) -> tuple[dict[str, bridge.Data], bridge.Prompts]:
+    """The data by the part that they have, of which no row has two, and what is asked at the end.
+
+    Raises:
+        ValueError: when TRADEOFF_DATA does not name the data of the settings, or there are too few short rows in them.
+    """
+    if not settings.data or settings.data != data_digest():
+        raise ValueError(
+            f"E9 needs {'real data' if not settings.data else 'the data that its settings name'}: set TRADEOFF_DATA to a folder "
+            f"with {', '.join((REFUSALS, OTHERS, ASKED, *TASKS.values()))} (docs/language-models.md says where they are from)."
+        )
+    folder = Path(os.environ["TRADEOFF_DATA"])
+    n, held = settings.align_rows, settings.held
+    refusals = _short(bridge.read_data(folder / REFUSALS), settings, 2 * n + held)
+    rows = _short(bridge.read_data(folder / TASKS[task]), settings, n + held)
+    others, asked = read_prompts(folder / OTHERS), read_prompts(folder / ASKED)
+    canned = tuple(Example(turns, CANNED, f"request {i + 1}") for i, turns in enumerate(others.conversations[:n]))
+    parts = {
+        "aligned on": _part(refusals, 0, n),
+        NEAR: _part(refusals, n, 2 * n),
+        "held safety": _part(refusals, 2 * n, 2 * n + held),
+        FAR: bridge.Data(OTHERS, "prompt and completion", canned),
+        "task": _part(rows, 0, n),
+        "held task": _part(rows, n, n + held),
+    }
+    return parts, dataclasses.replace(asked, conversations=asked.conversations[: settings.asked])
+
+
+def _ways(settings: Settings) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """The ways to fine-tune: name, proxy, and what they change of the recipe."""
+    yield "plain", NEAR, {}
+    yield "average", NEAR, {}
+    for part in settings.radii:
+        yield f"ball {part:g}", NEAR, {"radius": part}
+    for proxy in (NEAR, FAR):
+        for penalty in settings.penalties:
+            yield f"{proxy} {penalty:g}", proxy, {"penalty": penalty}
+
+
+def _measured(
+    start: bridge.Checkpoint,
+    tuned: bridge.TunedOnData,
+    foretold: bridge.Point | None,
+    asked: bridge.Prompts,
+    progress: bool,
+) -> xr.Dataset:
+    after = bridge.merged(start, tuned)
+    refused = float(np.mean(refusal_log_odds(after, asked, progress) > 0))
+    nats, unasked = {"units": "nats per token"}, {"missing": "nothing is foretold of an average"}
+    nothing = np.nan
+    return xr.Dataset(
+        {
+            "safety_before": ((), tuned.losses["safety"][0], nats),
+            "capability_before": ((), tuned.losses["capability"][0], nats),
+            "safety": ((), tuned.losses["safety"][-1], nats),
+            "capability": ((), tuned.losses["capability"][-1], nats),
+            "foretold_safety": ((), foretold.safety if foretold else nothing, nats | unasked),
+            "foretold_capability": ((), foretold.capability if foretold else nothing, nats | unasked),
+            "refused": (
+                (),
+                refused,
+                {"long_name": "share of harmful requests at which refusing openings are likelier"},
+            ),
+            "penalty": ((), tuned.recipe.penalty),
+            "distance": ((), bridge.distance(start, tuned), {"long_name": "of the weights, Frobenius norm"}),
+            "seconds": ((), float(np.median(tuned.seconds)), {"units": "s per step"}),
+        }
+    )
+
+
+def _recipe(settings: Settings, seed: int, **changes: object) -> bridge.Recipe:
+    common = {"rank": settings.rank, "upper_layers": settings.upper_layers, "seed": seed}
+    common |= {"steps": settings.steps, "learning_rate": settings.learning_rate, "penalty": 0.0}
+    return bridge.Recipe(**{**common, **changes})
+
+
+def _place(settings: Settings, folder: Path, label: str) -> Path:
+    """A folder for one run: other settings or sources start a run of their own."""
+    sources = studies.digest(*sorted(Path(bridge.__file__).parent.glob("*.py")), Path(__file__))
+    shared = dataclasses.replace(settings, tasks=(), seeds=())  # the label tells those
+    made_by = json.dumps([dataclasses.asdict(shared), sources], sort_keys=True)
+    return folder / f"{label.replace(' ', '-')}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
+
+
+def _short(data: bridge.Data, settings: Settings, needed: int) -> bridge.Data:
+    short = [
+        each
+        for each in data.examples
+        if len(each.answer) + sum(len(turn.content) for turn in each.prompt) <= settings.longest
+    ]
+    if len(short) < needed:
+        raise ValueError(
+            f"{data.name} has {len(short)} rows of at most {settings.longest} characters, and E9 needs {needed}; use fewer rows or "
+            "longer ones."
+        )
+    return dataclasses.replace(data, examples=tuple(short))
+
+
+def _part(data: bridge.Data, start: int, stop: int) -> bridge.Data:
+    return dataclasses.replace(data, examples=data.examples[start:stop])
