@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -160,6 +160,7 @@ class Finetune:
         radius: ε of the alignment parameter constraint; None for no ball.
         optimiser: adamw, or sgd for plain descent; a strategy that sets the length of its steps needs sgd with learning rate 1.
         seed: of the adapters' start, of the rows that are drawn and of the strategy's random numbers.
+        dtype: number format of the model while it is trained: float32 or bfloat16.
         folder: where the run is saved; killed, it goes on from there.
         out: a new folder for the model that the run ends with.
         json: print JSON for a machine to read.
@@ -182,6 +183,7 @@ class Finetune:
     radius: float | None = None
     optimiser: str = "adamw"
     seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
     folder: Path | None = None
     out: Path | None = None
     json: bool = False
@@ -193,12 +195,14 @@ class Finetune:
         if self.out is not None and self.out.exists():
             return refuse(f"--out {self.out} is there already; give a new folder.")
         try:
+            import torch
+
             from tradeoff import bridge
 
             strategy, stage = _strategy(self.strategy)
             names = ("penalty", "steps", "learning_rate", "rank", "upper_layers", "radius", "optimiser", "seed")
             recipe = bridge.Recipe(**{name: getattr(self, name) for name in names}, stage=self.stage or stage)
-            checkpoint = bridge.load(self.checkpoint)
+            checkpoint = bridge.load(self.checkpoint, dtype=getattr(torch, self.dtype))
             run, told = (self._on_data if self.world is None else self._in_world)(checkpoint, recipe, strategy)
             if self.out is not None:
                 bridge.save(bridge.merged(checkpoint, run), self.out)

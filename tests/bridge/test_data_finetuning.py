@@ -19,6 +19,7 @@ from tradeoff.strategies import ALIGNMENT, EMA, EWC, SAFETY, TASK, Booster, Safe
 from tradeoff.tolerances import EXACT, MODEL_GRADIENT
 
 RECIPE = Recipe(penalty=0.5, steps=4, rank=2, upper_layers=2, learning_rate=1e-2, save_every=2)
+HALF_PRECISION = 0.05  # of losses after a dozen steps, in a number format of three digits
 SAMPLING = Sampling(rows=3, safety_rows=2, tokens=40)
 
 
@@ -134,6 +135,19 @@ def test_an_interrupted_run_ends_in_the_same_weights(checkpoint, task, safety, t
     np.testing.assert_array_equal(resumed.losses["safety"], whole.losses["safety"])
     with pytest.raises(ValueError, match="belongs to another run .*data"):
         bridge.finetune_data(checkpoint, RECIPE, safety, safety, folder=tmp_path, **arguments)
+
+
+@pytest.mark.parametrize("rank", [4, None])
+def test_half_precision_learns_as_much(tiny_folder, task, rank):
+    recipe = dataclasses.replace(RECIPE, penalty=0.0, steps=12, rank=rank)
+    ends = []
+    for dtype in (torch.float32, torch.bfloat16):
+        one = bridge.load(tiny_folder, dtype=dtype)
+        run = bridge.finetune_data(one, recipe, task, sampling=SAMPLING, measure={"task": task}, progress=False)
+        assert {tensor.dtype for tensor in run.adapter.values()} == {dtype}
+        ends.append(run.losses["task"])
+    assert ends[0][-1] < 0.8 * ends[0][0]
+    np.testing.assert_allclose(ends[1], ends[0], rtol=HALF_PRECISION)
 
 
 def test_the_stage_of_alignment_needs_no_task(checkpoint, safety, task):
