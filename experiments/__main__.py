@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--do", choices=("plan", "make", "report"), help=argparse.SUPPRESS)
     parser.add_argument("--cell", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    chosen = [entry(name) for name in options.names] or everything(options.toy)
     try:
         if options.check:
             _check(options.check)
-        elif options.do:
+        chosen = [entry(name) for name in options.names] or everything(options.toy)
+        if options.do:
             do(options.do, chosen, options.out, options.cell)
         else:
             start(chosen, options.out, options.profile, options.dry_run)

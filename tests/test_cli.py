@@ -78,3 +78,19 @@ def test_strategies_lists_every_row_with_a_source_that_can_be_cited(monkeypatch,
         assert to.cite(row["source"]).startswith("@")
     _, out, _ = tradeoff(monkeypatch, capsys, "strategies")
     assert len(out.splitlines()) == len(rows) + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["verfy"], "did you mean verify?"), (["lm", "mesure"], "did you mean measure?"), (["x"], "there are")],
+)
+def test_a_wrong_name_suggests_the_right_one(words, meant, monkeypatch, capsys):
+    code, _, err = tradeoff(monkeypatch, capsys, *words)
+    assert code == 2
+    assert meant in err
+
+
+def test_the_names_that_are_suggested_are_those_that_there_are(monkeypatch, capsys):
+    for words, known in ((["--help"], cli.COMMANDS), (["lm", "--help"], cli.LM_COMMANDS)):
+        _, out, _ = tradeoff(monkeypatch, capsys, *words)
+        assert out.split("{")[1].split("}")[0].split(",") == list(known)

@@ -1,5 +1,6 @@
 """The command line: `tradeoff verify`, `frontier`, `strategies`, `document`, `explore`, `check` and `lm ...`."""
 
+import difflib
 import json
 import os
 import subprocess
@@ -266,8 +267,16 @@ class Check:
         return subprocess.run(command, cwd=root, check=False).returncode
 
 
+COMMANDS = ("verify", "frontier", "strategies", "document", "explore", "check", "lm")
+LM_COMMANDS = ("measure", "preflight", "finetune")
+
+
 def main() -> None:
     """Run the command line."""
+    words = sys.argv[1:3]
+    for word, known in zip(words, (COMMANDS, LM_COMMANDS if words[0] == "lm" else ()), strict=False):
+        if known and word not in known and not word.startswith("-"):
+            raise SystemExit(refuse(_unknown(word, known)))
     command = tyro.cli(
         tyro.conf.OmitSubcommandPrefixes[
             Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -278,15 +287,22 @@ def main() -> None:
             | Annotated[Check, tyro.conf.subcommand("check")]
             | Annotated[
                 Annotated[Measure, tyro.conf.subcommand("measure")]
-                | Annotated[Finetune, tyro.conf.subcommand("finetune")]
-                | Annotated[Preflight, tyro.conf.subcommand("preflight")],
-                tyro.conf.subcommand("lm", description="Measure and fine-tune language models."),
+                | Annotated[Preflight, tyro.conf.subcommand("preflight")]
+                | Annotated[Finetune, tyro.conf.subcommand("finetune")],
+                tyro.conf.subcommand("lm", description="Measure, foretell and fine-tune language models."),
             ]
         ],
         prog="tradeoff",
         description="How much safety must fine-tuning cost? Gaps are in nats.",
     )
     raise SystemExit(command.run())
+
+
+def _unknown(word: str, known: Sequence[str]) -> str:
+    """That a word names nothing, and what was meant."""
+    near = difflib.get_close_matches(word, known, n=1)
+    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+    return f"no command is named {word!r}; {meant} `tradeoff --help` says what each does."
 
 
 def _claims(name: str) -> "Sequence[Theorem]":
