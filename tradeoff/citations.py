@@ -5,7 +5,10 @@ from importlib import resources
 
 from tradeoff.theorems import Theorem, get
 
-FRAMEWORK, PAPER = "framework", "chen2025tradeoffs"
+FRAMEWORK = "framework"
+"""The citation key of this project's own theorems."""
+PAPER = "chen2025tradeoffs"
+"""The citation key of the paper whose claims they make precise."""
 
 
 def cite(*used: Theorem | str) -> str:

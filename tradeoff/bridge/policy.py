@@ -100,8 +100,7 @@ def log_policy(
 
     Raises:
         ValueError: when the world has no texts, a response is not plain text for this tokenizer, a row is longer than
-        the
-            model's context, or the model gives NaN.
+            the model's context, or the model gives NaN.
 
     Source: DESIGN section 2 (a model is a table of log-probabilities); scores are those of `reference_log_policy`.
     """

@@ -50,14 +50,14 @@ def study(settings: StudySettings | None = None) -> dict[str, np.ndarray]:
         * `models` (M,): their names;
         * `losses`: of pre-training, by step, nats a token;
         * `complies_safe`, `complies_unsafe`, `refuses_unsafe`, `refuses_duplicates` (M, 2): on safe prompts, on unsafe ones and
-          on unsafe ones in duplicate operators, the share of tokens and of whole answers;
+            on unsafe ones in duplicate operators, the share of tokens and of whole answers;
         * `separation_l2`, `separation_cosine` (M, L) of safe and unsafe prompts, and `duplicates_l2` (M, L), how near the
-          unsafe prompts in duplicate operators come to the safe ones;
+            unsafe prompts in duplicate operators come to the safe ones;
         * `lipschitz_safe`, `lipschitz_unsafe` (M, samples);
         * of the perceptrons' first weight: `sines` (P, L, width), NaN after the last leading vector; of its change
-          `row_safe` and `row_unsafe` (P, L, width), mean magnitudes; `null_fraction` and `null_chance` (P, L);
+            `row_safe` and `row_unsafe` (P, L, width), mean magnitudes; `null_fraction` and `null_chance` (P, L);
         * `along_refuses`, `along_complies` (P, steps): refusals of unsafe prompts and answers to safe ones on the line from
-          the original weights to the tuned ones, share of tokens.
+            the original weights to the tuned ones, share of tokens.
 
     Unknown: whether the row space is that of the weight or of its change; the source's figure names the clusters, its code
     reads the original weight. Of the change here.

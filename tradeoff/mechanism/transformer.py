@@ -39,8 +39,12 @@ class Shape(NamedTuple):
     width: int
 
 
-MINI, MICRO, NANO = Shape(6, 6, 192), Shape(4, 4, 128), Shape(3, 3, 48)
-"""The three sizes of the source."""
+MINI = Shape(6, 6, 192)
+"""The largest of the three sizes of the source."""
+MICRO = Shape(4, 4, 128)
+"""The middle one."""
+NANO = Shape(3, 3, 48)
+"""The smallest one."""
 
 
 class Block(nn.Module):

@@ -134,7 +134,17 @@ class Weighted(Loss):
         return sum(weight * loss.cells(data, log_policy) for weight, loss in self.terms)
 
 
-TASK, SAFETY, HARMFUL, ALIGNMENT = CrossEntropy("task"), CrossEntropy("safety"), CrossEntropy("harmful"), Alignment()
+TASK = CrossEntropy("task")
+"""What the task wants said."""
+
+SAFETY = CrossEntropy("safety")
+"""What safety training, or its proxy, wants said."""
+
+HARMFUL = CrossEntropy("harmful")
+"""What an attacker would teach."""
+
+ALIGNMENT = Alignment()
+"""Keeps the policy near the aligned one on the prompts of the safety data."""
 
 
 def divergence(joint: Any, log_policy: Any) -> Any:

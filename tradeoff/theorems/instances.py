@@ -20,7 +20,10 @@ from tradeoff.theorems.draws import Draws
 from tradeoff.tolerances import EXACT
 from tradeoff.worlds.world import DataLaw, World
 
-CONTEXTS, RESPONSES = 4, 3
+CONTEXTS = 4
+"""Of every random world."""
+RESPONSES = 3
+"""Of every random world."""
 LOGIT_BOUND = 14.0
 """Beyond it a law has entries below 1e-12 and float64 reports false violations (framework, section 3.2)."""
 

@@ -194,7 +194,7 @@ def from_texts(
 
     Raises:
         ValueError: when a text is empty or given twice (spaces around it do not count), or their number does not fit
-        the laws.
+            the laws.
 
     Example:
         >>> refuse, comply = DataLaw([1.0], [[0.9, 0.1]]), DataLaw([1.0], [[0.2, 0.8]])
