@@ -68,10 +68,10 @@ class Settings:
     radii: tuple[float, ...] = (0.25, 0.5)
     align_rows: int = 240
     align_steps: int = 40
-    steps: int = 20
-    rows: int = 6
-    held: int = 20
-    asked: int = 32
+    steps: int = 16
+    rows: int = 4
+    held: int = 16
+    asked: int = 16
     longest: int = 500
     learning_rate: float = 2e-3
     rank: int = 16
@@ -109,8 +109,8 @@ def cells(settings: Settings) -> list[Cell]:
     """One for each task and seed."""
     return [
         Cell(f"{task}-{seed}", dataclasses.replace(settings, tasks=(task,), seeds=(seed,)))
-        for task in settings.tasks
         for seed in settings.seeds
+        for task in settings.tasks
     ]
 
 
