@@ -54,6 +54,7 @@ docs: .venv/made
 gallery: reproduce
 	mkdir -p figures/gallery
 	cp reproduced/figures/*.png reproduced/figures/*.svg reproduced/data/*.nc figures/gallery/
+	$(BIN)/python notebooks/run.py 5-a-real-checkpoint
 
 # torch comes first and exactly: an open range would bring the CUDA build and its gigabytes.
 .venv/made: pyproject.toml constraints.txt

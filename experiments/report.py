@@ -9,7 +9,7 @@ from pathlib import Path
 import xarray as xr
 
 from experiments.catalogue import Entry
-from tradeoff import studies
+from tradeoff import studies, theorems
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -17,32 +17,45 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>tradeoff: what safety fine-tuning must cost</title>
 <style>
-:root {{ color-scheme: light dark; --ink: #1b1f24; --paper: #fbfbfa; --soft: #656d76; --line: #d8dce0; --card: #fff; }}
+:root {{ color-scheme: light dark; --ink: #1b1f24; --paper: #fbfbfa; --soft: #5b636c; --line: #d8dce0; --card: #fff; }}
 @media (prefers-color-scheme: dark) {{
-  :root {{ --ink: #e6e8ea; --paper: #15181c; --soft: #9aa4ad; --line: #343a41; --card: #fff; }}
+  :root {{ --ink: #e6e8ea; --paper: #15181c; --soft: #9aa4ad; --line: #343a41; --card: #1a1a1a; }}
+  /* White becomes the card, black becomes ink, and hues stay what the legend calls them. */
+  .card svg {{ filter: invert(.9) hue-rotate(180deg); }}
 }}
 * {{ box-sizing: border-box; }}
 body {{ margin: 0 auto; max-width: 52rem; padding: 2rem 1rem 4rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.55 system-ui, sans-serif; }}
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word; }}
 h1 {{ font-size: 1.7rem; line-height: 1.2; }}
-h2 {{ font-size: 1.2rem; margin: 3rem 0 .7rem; }}
-.card {{ background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .7rem; }}
-.card svg {{ display: block; width: 100%; height: auto; }}
-p.caption {{ margin: .7rem 0 .2rem; }}
-details, .soft {{ color: var(--soft); font-size: .85rem; }}
-details pre {{ overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }}
-table {{ border-collapse: collapse; width: 100%; font-size: .85rem; }}
-td, th {{ border-bottom: 1px solid var(--line); padding: .25rem .5rem; text-align: left; }}
+h2 {{ font-size: 1.2rem; line-height: 1.3; margin: 3rem 0 .7rem; }}
+nav ol {{ padding-left: 1.6rem; }}
+nav li {{ margin: .25rem 0; }}
+figure {{ margin: 0; }}
+.card {{ display: block; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .7rem; }}
+.card svg {{ display: block; max-width: 100%; height: auto; margin: auto; }}
+figcaption {{ margin: .7rem 0 .4rem; }}
+dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .15rem .8rem; margin: .6rem 0; font-size: .85rem; }}
+dt, details, .soft {{ color: var(--soft); }}
+dd {{ margin: 0; min-width: 0; }}
+details, .soft {{ font-size: .85rem; }}
+summary {{ cursor: pointer; padding: .2rem 0; }}
+code, pre {{ font-size: .95em; overflow-wrap: anywhere; }}
+pre {{ white-space: pre-wrap; }}
+table {{ border-collapse: collapse; width: 100%; }}
+td, th {{ border-bottom: 1px solid var(--line); padding: .25rem .5rem; text-align: left; overflow-wrap: anywhere; }}
 td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.wide {{ overflow-x: auto; }}
 a {{ color: inherit; }}
 </style>
 <h1>How much safety must fine-tuning cost?</h1>
 <p>When an aligned language model is fine-tuned for a capability, some safety may have to go: how much is a closed form in a
 world of contexts and responses, and a real checkpoint lives in the same world. Gaps are excess losses in nats; 0 is the best
 that any policy can do.</p>
+<nav aria-label="figures"><ol>
+{index}
+</ol></nav>
 {sections}
-<p class="soft">Made by {package}. The data behind every figure lie beside this page in <code>data/</code>.</p>
+<p class="soft">Made by {package}. <code>data/</code> and <code>figures/</code> lie beside this page; a figure that is tapped opens
+alone, to be enlarged. <code>tradeoff verify T4a</code> checks a theorem on random instances.</p>
 </html>
 """
 
@@ -67,7 +80,8 @@ def write_report(entries: Sequence[Entry], out: Path) -> Path:
         package = data.attrs["package"]
         sections.append(_section(one, data, (out / "figures" / f"{one.name}.svg").read_text()))
     path = out / "report.html"
-    page = _PAGE.format(sections="\n".join(sections), package=html.escape(package))
+    index = "\n".join(f'<li><a href="#{one.name}">{html.escape(one.figure.TITLE)}</a></li>' for one in entries)
+    page = _PAGE.format(index=index, sections="\n".join(sections), package=html.escape(package))
     studies.write_atomically(path, lambda beside: beside.write_text(page))
     return path
 
@@ -76,12 +90,25 @@ def _section(one: Entry, data: xr.Dataset, svg: str) -> str:
     title, caption = html.escape(one.figure.TITLE), html.escape(one.figure.CAPTION)
     made_by = {name: data.attrs[name] for name in sorted(data.attrs)}
     details = html.escape(json.dumps(made_by, indent=1, default=str, ensure_ascii=False))
-    table = _verdicts(data) if "theorem" in data.dims else ""
     return (
-        f'<h2 id="{one.name}">{title}</h2>\n<div class="card" role="img" aria-label="{title}">{_inline(svg, one.name)}</div>\n'
-        f'<p class="caption">{caption}</p>\n{table}'
-        f"<details><summary>what made it</summary><pre>{details}</pre></details>"
+        f'<section id="{one.name}">\n<h2>{title}</h2>\n<figure>\n'
+        f'<a class="card" href="figures/{one.name}.svg" role="img" aria-label="{title}">{_inline(svg, one.name)}</a>\n'
+        f"<figcaption>{caption}</figcaption>\n</figure>\n"
+        f"<dl>{_theorems(one, data)}\n"
+        f'<dt>data</dt><dd><a href="data/{one.name}.nc">{one.name}.nc</a></dd>\n'
+        f'<dt>figure</dt><dd><a href="figures/{one.name}.svg">SVG</a>, <a href="figures/{one.name}.png">PNG</a></dd>\n'
+        f"<dt>made by</dt><dd><code>experiments/{one.name}.py</code>, drawn by <code>figures/{one.name}.py</code>; again: "
+        f"<code>python -m experiments {one.name}</code></dd></dl>\n"
+        f"{_verdicts(data)}<details><summary>settings, versions, seeds</summary><pre>{details}</pre></details>\n</section>"
     )
+
+
+def _theorems(one: Entry, data: xr.Dataset) -> str:
+    """What the figure shows, by name and title; a figure of verdicts has a table of them."""
+    if "theorem" in data.dims:
+        return ""
+    shown = "; ".join(f"<b>{name}</b> {html.escape(theorems.get(name).title)}" for name in one.figure.THEOREMS)
+    return f"<dt>{'theorems' if len(one.figure.THEOREMS) > 1 else 'theorem'}</dt><dd>{shown}</dd>"
 
 
 def _inline(svg: str, name: str) -> str:
@@ -94,6 +121,8 @@ def _inline(svg: str, name: str) -> str:
 
 
 def _verdicts(data: xr.Dataset) -> str:
+    if "theorem" not in data.dims:
+        return ""
     rows = []
     for claim in data.theorem.values:
         one = data.sel(theorem=claim)
@@ -106,4 +135,4 @@ def _verdicts(data: xr.Dataset) -> str:
         )
     instances = json.loads(data.attrs["settings"])["instances"]
     head = f'<tr><th>claim</th><th>title</th><th>on {instances:,} instances</th><th class="number">tightest ratio</th></tr>'
-    return f'<details><summary>every verdict</summary><div class="wide"><table>{head}{"".join(rows)}</table></div></details>\n'
+    return f"<details><summary>{len(rows)} verdicts</summary><table>{head}{''.join(rows)}</table></details>\n"

@@ -11,6 +11,7 @@ CAPTION = (
     "Lines are the closed form (T2), dots are gradient flows run to rest. As λ grows the gap tends to the mismatch Φ "
     "of the proxy (T6c): over-penalising cannot remove it. Right: what is kept is paid for in capability."
 )
+THEOREMS = ("T2a", "T6c")
 
 
 def draw(data: xr.Dataset) -> Figure:

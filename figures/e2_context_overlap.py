@@ -11,6 +11,7 @@ CAPTION = (
     "all else equal. Dots are gradient flows run to rest. With conditional laws fixed the frontier at ρ is the one at full "
     "overlap times ρ (T5c). Thin lines are the closed-form limit T8(c), below which no policy of any kind can be."
 )
+THEOREMS = ("T5b", "T5c", "T7", "T8c")
 
 
 def draw(data: xr.Dataset) -> Figure:

@@ -10,9 +10,10 @@ CAPTION = (
     "One pair of quadratic losses, random axes, curvatures over two decades. Left: Case II as a hard ball (line), as a soft "
     "penalty (dots on it: the same path, T14b) and as early stopping, against the Case I frontier, which no parameters pass. "
     "Right: the safety gap over the least one at equal gain. For small gains the ball and early stopping pay the price "
-    "predicted from curvature alone (T15b, dashed), below Kantorovich's bound over all directions; a ball in the metric of the "
-    "safety Hessian is Case I itself and pays nothing."
+    "predicted from curvature alone (T15, dashed), below Kantorovich's bound over all directions; a ball in the metric of the "
+    "safety Hessian is Case I itself and pays nothing (T15b)."
 )
+THEOREMS = ("T14a", "T14b", "T14c", "T15", "T15-bracket", "T15a-flow", "T15b", "T18a-quadratic")
 
 
 def draw(data: xr.Dataset) -> Figure:

@@ -12,6 +12,7 @@ CAPTION = (
     "with the bad one it is zero at λ* and then rises towards Φ, while the gap that the penalty sees keeps falling. Right: "
     "past λ* the sweep pays more capability for less safety, so that stretch is dominated (T6g). Dots are gradient flows."
 )
+THEOREMS = ("T2c", "T6c", "T6g")
 
 
 def draw(data: xr.Dataset) -> Figure:

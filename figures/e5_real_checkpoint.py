@@ -13,6 +13,7 @@ CAPTION = (
     "frontier (T7) and never below it, nor below the closed-form limit (T8). Stars are the exact optima, dots where training "
     "ended. Right: how far above the least possible sum of gaps, V(λ), each run still is."
 )
+THEOREMS = ("T7", "T8c")
 
 FLOOR = 0.02
 """Where the logarithmic axes begin, nats."""

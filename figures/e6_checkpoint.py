@@ -4,6 +4,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from figures.e6_landscape import lines
 from tradeoff import plotting
 
 TITLE = "E6. Between a safe and a capable checkpoint the straight line follows the exact frontier"
@@ -15,6 +16,7 @@ CAPTION = (
     "moves both gaps little. At the safe model the divergence of a small fine-tuning step over ½t²δᵀFδ is 1 (local law); "
     "the mean over t and -t is given for both precisions."
 )
+THEOREMS = ("T7",)
 
 
 def draw(data: xr.Dataset) -> Figure:
@@ -48,19 +50,11 @@ def _over_the_frontier(ax: Axes, data: xr.Dataset) -> None:
 
 
 def _against_distance(ax: Axes, data: xr.Dataset) -> None:
-    each = (
-        ("safety gap", data.safety_gap, data.random_safety_gap),
-        ("capability gap", data.capability_gap, data.random_capability_gap),
-    )
-    for index, (name, along, random) in enumerate(each):
-        colour = plotting.COLOURS[index]
-        ax.plot(data.t, along, color=colour, label=f"{name}, fine-tuning")
-        ax.plot(data.t, random.mean("draw"), color=colour, linestyle="-.", linewidth=1.2, label=f"{name}, random")
-        ax.fill_between(data.t, random.min("draw"), random.max("draw"), color=colour, alpha=0.15, linewidth=0)
+    lines(ax, data)
     # The lines leave for the sky beyond the two models; what lies between them fills the picture.
     top = 1.5 * float(max(data.safety_gap.sel(t=1, method="nearest"), data.capability_gap.sel(t=0, method="nearest")))
     ax.set(xlim=(float(data.t[0]), float(data.t[-1])), ylim=(0, top))
-    ax.set(xlabel="distance (from safe at 0 to capable at 1)", ylabel="gap (nats)")
+    ax.set_xlabel("distance (from safe at 0 to capable at 1)")
     means = data.local_law.mean("step")
     words = ", ".join(f"{float(means.sel(precision=p)):.6f} ({p})" for p in data.precision.values)
     ax.set_title(f"local law: {words}", fontsize=7)

@@ -17,6 +17,7 @@ CAPTION = (
     "token rise, by its probability at the start; dashed, the formula for their crossing. H6: safety gap of plain over previewed "
     "fine-tuning, at equal steps and at equal capability, without and with a harmful preview in the context."
 )
+THEOREMS = ("ema-in-loop", "l2sp-on-front", "dare-variance", "star-dss-k2", "star-dss-kl", "lookahead")
 
 
 def draw(data: xr.Dataset) -> Figure:

@@ -9,12 +9,13 @@ from tradeoff import plotting
 TITLE = "E7. At equal examples: what the optimiser loses, and what no optimiser could keep"
 CAPTION = (
     "One pair of quadratic losses with gradient noise; every run sees the same number of examples, every point is an exact "
-    "expectation. Left: each line sweeps the learning rate of one batch size; black is the Case I frontier. Middle: for single "
+    "expectation. Left: each line sweeps the learning rate of one batch size, over the Case I frontier. Middle: for single "
     "examples, the safety gap split into what the frontier demands at the capability reached, what the path adds without "
     "noise, and what the noise adds. Right: at one learning rate that is too high, each of the three averages that go by the name "
     "EMA, swept over its coefficient, beside a sweep of the learning rate without any. In the legend, what each saves of the "
     "safety gap at a tenth of the capability gap when the learning rate is chosen as well."
 )
+THEOREMS = ("T14c", "noise-law", "ema-filter", "ema-noise", "ema-in-loop", "ema-to-start")
 
 
 def draw(data: xr.Dataset) -> Figure:

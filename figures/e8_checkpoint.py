@@ -13,6 +13,7 @@ CAPTION = (
     "left. Right: the gaps after the last step. One run each, at the settings that the registry ships: a strategy that gives "
     "little here may give more at others."
 )
+THEOREMS = ("T5a", "T7")
 SHOWN = ("plain", "plain, gentler", "penalty (Case I)", "ball (Case II)", "ema", "merge-linear", "safegrad")
 """Whose paths are drawn; all are on the right."""
 

@@ -15,6 +15,7 @@ CAPTION = (
     "steps); in a table without shared prompts (not drawn) nothing moves. Strategies of the stage of alignment start from their "
     "own aligned model."
 )
+THEOREMS = ("T5a", "T7", "T14c", "filters-null")
 
 
 def draw(data: xr.Dataset) -> Figure:
@@ -22,29 +23,21 @@ def draw(data: xr.Dataset) -> Figure:
     drawn = ["isotropic", "conflicting", "shared prompts"]
     above = best_excess(data).sel(world=drawn)
     middle = quartiles(above.sel(world="shared prompts").values)[1]
-    order = np.argsort(np.where(np.isfinite(middle), middle, np.inf), kind="stable")[::-1]
-    above = above.isel(strategy=order)
+    order = above.strategy.values[np.argsort(np.where(np.isfinite(middle), middle, np.inf), kind="stable")]
+    given = {str(one.strategy.values): str(one.values) != "nothing" for one in above.needs}
+    kinds = {
+        name: ("sees the task only", "is given more")[given[name]] for name in sorted(given, key=given.__getitem__)
+    }
     figure = Figure(figsize=(9.6, 9.0))
     axes = figure.subplots(1, 3, sharey=True)
-    blind = above.needs.values == "nothing"
-    places = np.arange(above.strategy.size)
     for axis, world in zip(axes, drawn, strict=True):
-        one = above.sel(world=world)
-        low, middle, high = quartiles(one.values)
-        for number, mask in enumerate((blind, ~blind)):
-            shown = mask & np.isfinite(middle)
-            errors = np.stack([middle - low, high - middle])[:, shown]
-            axis.errorbar(middle[shown], places[shown], xerr=errors, fmt="os"[number], color=plotting.COLOURS[number], markersize=4,
-                          label=("sees the task only", "is given more")[number])  # fmt: skip
-        never = np.isnan(middle) & np.isfinite(
-            data.safety_gap.sel(world=world).isel(record=-1).max(("setting", "seed")).values[order]
-        )
-        axis.plot(np.full(never.sum(), 0.98), places[never], "x", color="0.5", transform=axis.get_yaxis_transform())
-        axis.axvline(0, color="0.4", linewidth=0.9, linestyle="--")
+        ran = np.isfinite(data.safety_gap.sel(world=world).isel(record=-1)).any(("setting", "seed"))
+        one = above.sel(world=world, strategy=ran.values)
+        rows = dict(zip(one.strategy.values.tolist(), one.values, strict=True))
+        plotting.league(axis, rows, order.tolist(), kinds)
         axis.set_xscale("symlog", linthresh=1e-3)
         axis.set(title=world, xlabel="$G_s$ above the frontier")
         axis.set_xticks([0, 1e-2, 1], ["0", "0.01", "1"])
-    axes[0].set_yticks(places, above.strategy.values, fontsize=8)
     axes[0].legend(fontsize=8, loc="lower right")
     return figure
 

@@ -14,12 +14,13 @@ CAPTION = (
     "prompts but for their topic, and no prompt is shared. No safety need be lost: the exact frontier is at zero. Left and middle: "
     "the part of plain fine-tuning's safety gap that a strategy does without at the same capability gap, half and a tenth of the "
     "start's, at the best of its settings: median and range over seeds (prompts and first weights drawn anew). 0 is plain "
-    "fine-tuning, 1 is the frontier; a mark on the left edge is beyond it, a cross does not get there in most seeds. Right: how "
+    "fine-tuning, 1 is the frontier; an arrow is beyond the left edge, a cross does not get there in most seeds. Right: how "
     "many gradients a step asks for. Not run: raft and dpo, which never see the task; derta and lookahead-virtual, which map "
     "texts; tsdi, which acts while decoding; f-pacoh, which tunes others."
 )
-KINDS = {"sees the task only": "o", "is given more": "s", "acts while aligning": "^"}
-LEFT_EDGE = -0.25
+THEOREMS = ("T5a", "T7")
+KINDS = ("sees the task only", "is given more", "acts while aligning")
+LEFT_EDGE = -0.3
 
 
 def draw(data: xr.Dataset) -> Figure:
@@ -27,51 +28,40 @@ def draw(data: xr.Dataset) -> Figure:
     back = given_back(data)
     middle = quartiles(back.sel(level="a tenth").values)[1]
     order = np.lexsort((quartiles(back.sel(level="half").values)[1], np.nan_to_num(middle, nan=-np.inf)))
-    back, data = back.isel(strategy=order), data.isel(strategy=order)
+    names = back.strategy.values[order[::-1]].tolist()
     figure = Figure(figsize=(9.6, 9.6))
     axes = figure.subplots(1, 3, sharey=True, width_ratios=(3, 3, 1.2))
-    places = np.arange(back.strategy.size)
-    aligns = [stage.endswith("alignment") for stage in data.stage.values]
-    kind = np.where(aligns, 2, np.where(data.needs.values == "nothing", 0, 1))
     for axis, level in zip(axes, back.level.values, strict=False):
-        _marks(axis, back.sel(level=level).values, places, kind)
+        _given_back(axis, back.sel(level=level), names, _kinds(data))
         plain = float(best_at(data).sel(level=level, strategy="plain").median("seed"))
         axis.set(
             title=f"{level} of the capability gap left",
             xlabel=f"given back of plain's {plain:.2f} nats",
-            xlim=(LEFT_EDGE - 0.03, 1.04),
+            xlim=(LEFT_EDGE, 1.04),
         )
-    axes[2].plot(data.gradients, places, "|", color="0.2", markersize=9, markeredgewidth=2)
+    gradients = data.gradients.sel(strategy=names)
+    axes[2].plot(gradients, range(len(names)), "|", color="0.2", markersize=9, markeredgewidth=2)
     axes[2].set(title="cost", xlabel="gradients a step", xlim=(0.5, None))
-    axes[0].set_yticks(places, back.strategy.values, fontsize=8)
-    axes[0].set_ylim(-0.7, places[-1] + 0.7)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, ncols=3, loc="outside lower center")
     return figure
 
 
-def _marks(axis: Axes, back: np.ndarray, places: np.ndarray, kind: np.ndarray) -> None:
-    """Medians and ranges of one column, by the kind of strategy."""
-    low, middle, high = (np.full(len(back), np.nan) for _ in range(3))
-    for row, values in enumerate(back):
-        if np.isfinite(values).any():
-            low[row], middle[row], high[row] = np.nanmin(values), np.nanmedian(values), np.nanmax(values)
-    low, middle, high = (np.maximum(values, LEFT_EDGE) for values in (low, middle, high))
-    for number, (label, marker) in enumerate(KINDS.items()):
-        shown = (kind == number) & np.isfinite(middle)
-        errors = np.stack([middle - low, high - middle])[:, shown]
-        axis.errorbar(
-            middle[shown],
-            places[shown],
-            xerr=errors,
-            fmt=marker,
-            color=plotting.COLOURS[number],
-            markersize=4.5,
-            label=label,
-        )
-    never = ~np.isfinite(middle)
-    axis.plot(np.full(never.sum(), LEFT_EDGE), places[never], "x", color="0.5")
-    for place in (0, 1):
-        axis.axvline(place, color="0.4", linewidth=0.9, linestyle="--")
+def _kinds(data: xr.Dataset) -> dict[str, str]:
+    """What each strategy is, in the order in which kinds are drawn."""
+    aligns = [stage.endswith("alignment") for stage in data.stage.values]
+    numbers = np.where(aligns, 2, np.where(data.needs.values == "nothing", 0, 1))
+    return {str(data.strategy.values[row]): KINDS[numbers[row]] for row in np.argsort(numbers, kind="stable")}
+
+
+def _given_back(axis: Axes, back: xr.DataArray, names: list[str], kinds: dict[str, str]) -> None:
+    """Medians and ranges of one column, and a mark on the left edge for what lies beyond it or nowhere."""
+    rows = {str(one.strategy.values): one.values for one in back if np.isfinite(one).any()}
+    plotting.league(axis, rows, names, kinds, within=(0, 1))
+    beyond = [place for place, name in enumerate(names) if name in rows and np.nanmedian(rows[name]) < LEFT_EDGE]
+    never = [place for place, name in enumerate(names) if name not in rows]
+    axis.plot([LEFT_EDGE + 0.03] * len(beyond), beyond, "<", color="0.5")
+    axis.plot([LEFT_EDGE + 0.03] * len(never), never, "x", color="0.5")
+    axis.axvline(1, color="0.4", linewidth=0.9, linestyle="--")
 
 
 def given_back(data: xr.Dataset) -> xr.DataArray:

@@ -1,6 +1,7 @@
 """One look for every figure: colour-blind safe, readable in grey, the same bytes for the same data."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,18 @@ _LOOK: dict[Any, Any] = {
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """The package's look, as a context manager around the making of a figure."""
-    return mpl.rc_context(_LOOK)
+@contextmanager
+def style() -> Iterator[None]:
+    """The package's look, as a context manager around the making of a figure.
+
+    Only what the look sets is set back: a notebook that chooses its way of showing figures inside keeps it.
+    """
+    before = {name: mpl.rcParams[name] for name in _LOOK}
+    mpl.rcParams.update(_LOOK)
+    try:
+        yield
+    finally:
+        mpl.rcParams.update(before)
 
 
 def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
