@@ -76,7 +76,7 @@ class Settings:
     learning_rate: float = 2e-3
     rank: int = 16
     upper_layers: int | None = 4
-    dimensions: int = 5
+    dimensions: int = 4
 
 
 def full() -> Settings:
@@ -144,7 +144,7 @@ def make(settings: Settings, name: str, folder: Path, progress: bool) -> xr.Data
             data["held task"],
             data["held safety"],
             _recipe(settings, seed),
-            data[proxy],
+            data[proxy].subset(settings.held, seed),
             settings.penalties,
             dimensions=settings.dimensions,
             progress=progress,

@@ -60,7 +60,7 @@ FIGURE = '''
 """A line."""
 from matplotlib.figure import Figure
 
-TITLE, CAPTION = "A chain", "Three cells."
+TITLE, CAPTION, THEOREMS = "A chain", "Three cells.", ("T4a",)
 
 def draw(data):
     figure = Figure()
