@@ -184,7 +184,8 @@ def _items(check: str, claim: theorems.Theorem, with_tag: bool) -> list[str]:
     if "tight" in check and claim.tight is None:
         return []
     tags = [tag for tag, made in claim.without.items() if callable(made)] if with_tag else [""]
-    return [f"{REGISTRY}::{check}[{claim.name}{'-' if tag else ''}{tag}]" for tag in tags]
+    names = [f"{claim.name}{'-' if tag else ''}{tag}" for tag in tags]
+    return [f"{REGISTRY}::{check}[{name.encode('unicode_escape').decode()}]" for name in names]  # as pytest writes them
 
 
 def judge(mutant: Mutant, text: str, tests: tuple[str, ...], copy: Path) -> Mutant:
