@@ -51,6 +51,41 @@ def test_the_rates_that_the_page_quotes_are_the_recorded_ones():
     assert near == sum(ratio >= 0.99 for ratio in found["ratios"].values())
 
 
+def test_the_page_on_real_models_quotes_the_recorded_checkpoint():
+    """E10 and E8 on SmolLM2: where the runs end, and what foretold it."""
+    text = (ROOT / "docs" / "language-models.md").read_text()
+    prose = " ".join(text.split())
+    tasks, league = (
+        xr.load_dataset(ROOT / "figures" / "gallery" / f"{name}.nc", engine="h5netcdf")
+        for name in ("e10_overlap_of_meaning", "e8_checkpoint")
+    )
+    apart = tasks.safety_gap[(tasks.known.sel(foreteller="context_overlap") == 0).values]
+    ends, greatest = apart.isel(step=-1), apart.max("step")
+    last, most = (tasks.rank_correlation.sel(lost=lost) for lost in tasks.lost.values)
+    first = league.isel(step=0, strategy=0)
+    for words in (
+        f"six of them share no prompt. On these six the safety gap goes from {float(apart[0, 0]):.3f} nats to between "
+        f"{float(ends.min()):.2f} and {float(ends.max()):.2f}",
+        f"by way of {float(greatest.min()):.2f} to {float(greatest.max()):.2f}",
+        f"from ({float(first.safety_gap):.3f}, {float(first.capability_gap):.3f}) to",
+        *(
+            said.format(*(float(each.sel(foreteller=name)) for each in (last, most)))
+            for said, name in (
+                ("rank correlation {:.2f} with the safety gap after the last step and {:.2f}", "feature_overlap"),
+                ("share of prompts has {:.2f} and {:.2f}", "context_overlap"),
+                ("shared words have {:.2f} and {:.2f}", "word_overlap"),
+                ("conflict of the gradients {:.2f} and {:.2f}", "conflict"),
+                ("along the task gradient {:.2f} and {:.2f}", "curvature"),
+            )
+        ),
+    ):
+        assert words in prose
+    assert len(apart) == 6
+    assert most.idxmax().item() == last.idxmax().item() == "feature_overlap"
+    for name, one in league.isel(step=-1).groupby("strategy"):
+        assert f"| {name} | {float(one.safety_gap.item()):.2f} | {float(one.capability_gap.item()):.2f} |" in text
+
+
 def quoted_rows(text: str) -> list[tuple[str, str, str]]:
     """Of a table of strategies: the name and the two last columns of each row."""
     return re.findall(r"^\| `([a-z0-9-]+)`.*\| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
