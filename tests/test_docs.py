@@ -6,16 +6,19 @@ import importlib
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import textwrap
 import types
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 
 import tradeoff as to
-from tradeoff import cli, cli_lm
+from tradeoff import cli, cli_lm, documents
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -218,3 +221,22 @@ def test_a_formula_is_set_without_a_network_and_an_unknown_command_is_said(monke
     assert [record.getMessage() for record in caplog.records] == [
         r"page.md has a formula that cannot be set: \nonsense x"
     ]
+
+
+def test_the_site_builds(tmp_path):
+    """Strictly, with the page of one theorem for all of them; `make docs` writes every one."""
+    shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("theorems", "__pycache__"))
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    for name in ("tradeoff", "figures", "notebooks", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    documents.write_pages([to.theorems.get("T4a")], tmp_path / "docs" / "theorems", jax.random.key(0))
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for place in (
+        "index.html",
+        "theorems/T4a.html",
+        "notebooks/1-tour.html",
+        "figures/gallery/e1_gap_against_penalty.png",
+    ):
+        assert (tmp_path / "site" / place).is_file()
