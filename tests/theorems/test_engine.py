@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import time
 from types import ModuleType
 
 import jax
@@ -84,12 +85,30 @@ def test_a_violation_outranks_a_worse_slack_within_rounding():
     assert verdict.worst_sides == (1.0 + 1e-6, 1.0)
 
 
+def test_a_verdict_says_how_tight_it_came_and_how_long_it_took():
+    def three_quarters(instance):
+        return 0.75 * gap(instance), gap(instance)
+
+    for _ in range(2):  # the second time nothing is compiled
+        began = time.perf_counter()
+        verdict = verify(claim(three_quarters), KEY, instances=50)
+        elapsed = time.perf_counter() - began
+    assert 0 < verdict.seconds <= elapsed < 1
+    assert agree(verdict.tightest, 0.75, EXACT)
+    assert f"tightest ratio {verdict.tightest:.6f}" in str(verdict)
+    equal = verify(claim(lambda instance: (gap(instance), gap(instance)), relation="=="), KEY, instances=50)
+    assert math.isnan(equal.tightest)
+    assert "ratio" not in str(equal)
+
+
 @pytest.mark.parametrize("relation", ["<=", ">=", "=="])
 def test_infinite_sides_are_compared_and_never_undefined(relation):
     def infinite(instance):
         return jnp.float64(jnp.inf), jnp.float64(jnp.inf)
 
-    assert verify(claim(infinite, relation=relation), KEY, instances=10).holds
+    verdict = verify(claim(infinite, relation=relation), KEY, instances=10)
+    assert verdict.holds
+    assert verdict.worst_slack == 0  # equal, though their difference is not a number
 
     def one_infinite(instance):
         return jnp.float64(jnp.inf), gap(instance)

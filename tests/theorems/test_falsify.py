@@ -10,7 +10,7 @@ import pytest
 import tradeoff as to
 from tradeoff import loss_constraint as case_one
 from tradeoff import theorems
-from tradeoff.theorems import falsify, instances
+from tradeoff.theorems import falsification, falsify, instances
 from tradeoff.tolerances import EXACT
 
 KEY = jax.random.key(0)
@@ -61,7 +61,17 @@ def test_a_loose_constant_is_reported():
     assert "the constant looks loose by 3" in str(attack)
 
 
-def test_rounding_is_not_a_counterexample():
+def test_an_ascent_climbs_a_ratio_above_one_wherever_a_claim_fails():
+    """Also where a side is negative or zero, and the quotient of the two says nothing."""
+    for low, high in ((1.0, 2.0), (-2.0, -1.0), (-1.0, 2.0), (0.0, 1.0), (-3.0, 0.0)):
+        small, large = jnp.float64(low), jnp.float64(high)
+        assert falsification._ratio(small, large, "<=") < 1 < falsification._ratio(large, small, "<=")
+        assert falsification._ratio(large, small, ">=") < 1 < falsification._ratio(small, large, ">=")
+    assert falsification._ratio(jnp.float64(1.5), jnp.float64(2.0), "<=") == 0.75
+
+
+@pytest.mark.parametrize("relation", ["==", "<=", ">="])
+def test_rounding_is_not_a_counterexample(relation):
     """A negative control: an identity that float64 cannot see is called off by high precision."""
 
     @to.theorem(
@@ -69,7 +79,7 @@ def test_rounding_is_not_a_counterexample():
         title="rounding",
         statement=r"1-\cos g=2\sin^2(g/2)",
         family=instances.at_penalty(),
-        relation="==",
+        relation=relation,
         tolerance=EXACT,
     )
     def rounding(instance):
