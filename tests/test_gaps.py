@@ -53,3 +53,10 @@ def test_what_is_not_a_policy_is_refused_by_row():
         for gap in (to.safety_gap, to.capability_gap, to.proxy_gap):
             with pytest.raises(ValueError, match=says):
                 gap(WORLDS["golden"], wrong)
+
+
+def test_a_weight_that_is_not_a_number_is_no_weight_of_zero():
+    """Inside a compiled function nothing can be refused; the gap must say that something went wrong."""
+    values = jnp.array([1.0, jnp.inf])
+    assert float(gaps.weighted(jnp.array([0.5, 0.0]), values)) == 0.5
+    assert np.isnan(gaps.weighted(jnp.array([jnp.nan, 0.0]), values))

@@ -157,7 +157,7 @@ def weighted(weights: Array, values: Array) -> Array:
 
     An infinite sum has the derivative 0, so that it spoils no other derivative.
     """
-    heard = weights > 0
+    heard = ~(weights <= 0)  # NaN is heard: a mistake in a law must not read as a gap of zero
     infinite = jnp.isposinf(values)
     total = jnp.sum(jnp.where(heard, weights * jnp.where(heard & ~infinite, values, 0), 0))
     return jnp.where(jnp.any(heard & infinite), jnp.inf, total)

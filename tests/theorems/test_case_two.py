@@ -1,5 +1,6 @@
 """T12 to T19 beyond their random families: many parameters, and the comparisons that the framework names."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,9 +8,11 @@ import pytest
 import tradeoff as to
 from tests.test_parameter_constraint import random_pair
 from tradeoff import parameter_constraint as c2
+from tradeoff.problems import Quadratic
 from tradeoff.theorems import comparison, get
+from tradeoff.theorems import landscapes as land
 from tradeoff.theorems.landscapes import Landscape
-from tradeoff.tolerances import LIMIT, agree
+from tradeoff.tolerances import IDENTITY, LIMIT, agree
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,33 @@ def test_a_ball_can_be_safer_than_any_large_penalty_and_need_not_be():
         logits = comparison._descend(world, jnp.float64(0), jnp.float64(radius))
         lost = float(to.safety_gap(world, to.problems.Tabular(world).log_policy(logits)))
         assert (lost < limit) == safer
+
+
+def test_the_limits_name_the_ball_and_not_only_the_start():
+    """T13 at the ball of a radius: both gaps by hand, where both losses are isotropic."""
+    radius, way = 0.5, np.sqrt(2.0)
+    ball = land.pair(2 * jnp.eye(2), [1.0, -1.0], 3 * jnp.eye(2), radius=radius, theta=[0.3, -0.3])
+    left, right = get("T13").at(ball)
+    assert agree(float(left[4]), (way - radius) + np.sqrt(2 / 3) * np.sqrt(1.5) * radius, IDENTITY)
+    assert agree(float(right[4]), way, IDENTITY)
+
+
+def test_a_comparison_of_rounding_is_in_units_of_the_landscape():
+    """T14(a)'s sides have no unit: parameters and losses measured in another one give the same numbers."""
+    one = land.pair(jnp.diag(jnp.array([2.0, 1.0])), [1.0, -1.0], jnp.diag(jnp.array([1.0, 3.0])), theta=[0.3, -0.3])
+    quad = one.quad
+    scaled = Quadratic(50 * quad.H_f, 0.01 * quad.theta_f, 70 * quad.H_s, 0.01 * quad.theta_s)
+    other = Landscape(scaled, 0.01 * one.radius, 50 * one.lam, one.time, 0.01 * one.theta)
+    for side, same in zip(get("T14a").at(one), get("T14a").at(other), strict=True):
+        np.testing.assert_allclose(side[:4], same[:4], atol=1e-12)
+
+
+def test_the_safety_that_a_ball_keeps_goes_with_the_square_of_its_radius():
+    """T18(c)'s bound by the ball, in numbers: max p ε²/4."""
+    claim = get("T18c")
+    instance = claim.family.build(claim.family.sample(jax.random.key(0)))
+    bounds = [claim.at(instance._replace(radius=jnp.float64(radius)))[1][0] for radius in (0.1, 0.3)]
+    np.testing.assert_allclose(bounds, jnp.max(instance.world.safety.p) * np.array([0.01, 0.09]) / 4, rtol=1e-12)
 
 
 def test_the_price_is_what_a_small_ball_pays():

@@ -64,6 +64,8 @@ def test_it_fails_without_the_assumption_and_only_for_want_of_it(name, tag):
     instance = claim.without[tag]()
     assert claim.violations(sides_at(claim, instance)).any()
     assert {one.name for one in claim.assumptions if not one.holds(instance)} == {tag}
+    policy = getattr(instance, "log_policy", jnp.zeros((1, 1)))
+    np.testing.assert_allclose(jax.nn.logsumexp(policy, axis=-1), 0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CLAIMS)
