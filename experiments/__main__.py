@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.catalogue import Entry, entry, everything
+from experiments.catalogue import Entry, asked, everything
 
 HERE = Path(__file__).parent
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.check:
             _check(options.check)
-        chosen = [entry(name) for name in options.names] or everything(options.toy)
+        chosen = [asked(name) for name in options.names] or everything(options.toy)
         if options.do:
             do(options.do, chosen, options.out, options.cell)
         else:

@@ -15,7 +15,7 @@ class Entry:
     Attributes:
         name: of both modules.
         checkpoint: whether it trains or measures a checkpoint.
-        needs: an environment variable without which it is left out, unless it is asked for by name.
+        needs: an environment variable without which it cannot be made, and is left out unless it is asked for by name.
     """
 
     name: str
@@ -61,12 +61,31 @@ def everything(toy: bool) -> list[Entry]:
     """
     chosen = [one for one in CATALOGUE if not (toy and one.checkpoint)]
     for one in chosen:
-        if one.needs and not os.environ.get(one.needs):
+        if lacks(one):
             print(
-                f"{one.name} is left out, for {one.needs} is not set; its module says what it should be.",
+                f"{one.name} is left out, for {one.needs} is not set; experiments/{one.name}.py says to what to set it.",
                 file=sys.stderr,
             )
-    return [one for one in chosen if not one.needs or os.environ.get(one.needs)]
+    return [one for one in chosen if not lacks(one)]
+
+
+def asked(name: str) -> Entry:
+    """The entry of a name, to be made.
+
+    Raises:
+        SystemExit: when there is none, or it lacks something.
+    """
+    one = entry(name)
+    if lacks(one):
+        raise SystemExit(
+            f"{name} cannot be made, for {one.needs} is not set; experiments/{name}.py says to what to set it."
+        )
+    return one
+
+
+def lacks(one: Entry) -> bool:
+    """Whether a variable that an experiment needs is not set."""
+    return bool(one.needs) and not os.environ.get(one.needs)
 
 
 def entry(name: str) -> Entry:

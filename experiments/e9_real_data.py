@@ -3,13 +3,15 @@
 A checkpoint is aligned on refusals, then fine-tuned on grade-school maths (whose questions are nothing like the safety data's)
 or on ordinary instructions (which are written alike). The near proxy is other rows of the data that it was aligned on; the far
 one other people's requests with one and the same refusal. Losses on rows that no training saw are laid beside what the
-pre-flight foretold of these very rows. The data are named by the environment variable TRADEOFF_DATA.
+pre-flight foretold of these very rows.
+
+TRADEOFF_DATA names the folder of the data: `TASKS`, `REFUSALS`, `OTHERS` and `ASKED` below, under the names and in the form
+in which they are published (docs/language-models.md says where).
 """
 
 import dataclasses
-import hashlib
-import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,9 +102,7 @@ def full() -> Settings:
 
 def run(settings: Settings, folder: Path, progress: bool = True) -> xr.Dataset:
     """Losses before and after each way of fine-tuning, and what was foretold of them."""
-    import experiments.e9_real_data as own  # noqa: PLC0415, PLW0406  (a module as its own argument)
-
-    return run_cells(own, settings, folder, progress)
+    return run_cells(sys.modules[__name__], settings, folder, progress)
 
 
 def cells(settings: Settings) -> list[Cell]:
@@ -259,10 +259,11 @@ def _recipe(settings: Settings, seed: int, **changes: object) -> bridge.Recipe:
 
 def _place(settings: Settings, folder: Path, label: str) -> Path:
     """A folder for one run: other settings or sources start a run of their own."""
-    sources = studies.digest(*sorted(Path(bridge.__file__).parent.glob("*.py")), Path(__file__))
     shared = dataclasses.replace(settings, tasks=(), seeds=())  # the label tells those
-    made_by = json.dumps([dataclasses.asdict(shared), sources], sort_keys=True)
-    return folder / f"{label.replace(' ', '-')}-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
+    made_by = studies.provenance(shared, Path(__file__), libraries=("torch", "transformers", "peft"), part=label)[
+        "cell"
+    ]
+    return folder / f"{label.replace(' ', '-')}-{made_by[:12]}"
 
 
 def _short(data: bridge.Data, settings: Settings, needed: int) -> bridge.Data:

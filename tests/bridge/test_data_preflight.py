@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bridge.runs import TINY, same_weights
+from tests.bridge.runs import DIFFERENCE, LONG, TINY, assert_slopes_and_curvatures_are_differences, same_weights
 from tradeoff import bridge, cli
 from tradeoff.bridge import data, rows
 from tradeoff.bridge.curvature import norms_in_float64
 from tradeoff.bridge.data_tangent import data_tangents
 from tradeoff.bridge.local_losses import expand
 from tradeoff.tolerances import MODEL_GRADIENT
-
-SHORT, LONG = 1e-4, 1e-3  # steps of first and of second differences
-DIFFERENCE = 1e-4  # of central differences with these steps
 
 
 @pytest.fixture
@@ -41,16 +38,7 @@ def test_slopes_and_curvatures_are_differences_of_the_losses_and_the_weights_com
         norms_in_float64(checkpoint.model),
         data_tangents(checkpoint, three, dataclasses.replace(TINY, rank=rank)) as around,
     ):
-        losses = expand(around, dimensions=3)
-        v = losses.basis[0]
-        near = [[around.values(t * move) for t in (-SHORT, SHORT)] for move in losses.basis]
-        far = [around.values(t * v) for t in (-LONG, 0, LONG)]
-        for kind in around.kinds:
-            slope = [(high[kind] - low[kind]) / (2 * SHORT) for low, high in near]
-            np.testing.assert_allclose(getattr(losses, kind).slope, slope, rtol=DIFFERENCE, atol=DIFFERENCE)
-            second = (far[0][kind] - 2 * far[1][kind] + far[2][kind]) / LONG**2
-            np.testing.assert_allclose(v @ around.hessian_product(kind, v), second, rtol=DIFFERENCE, atol=DIFFERENCE)
-        assert not np.allclose(losses.proxy.slope, losses.safety.slope, rtol=DIFFERENCE, atol=0)
+        assert_slopes_and_curvatures_are_differences(around, expand(around, dimensions=3), checkpoint.model)
     assert same_weights(checkpoint.model.state_dict(), before)
     assert not any(tensor.requires_grad for tensor in checkpoint.model.parameters())
 

@@ -61,3 +61,5 @@ def test_the_smoothed_floor_is_below_where_the_run_ended(checkpoint, task, safet
     assert 0 < refusing(read_prompts(tmp_path / "asked.json"))(checkpoint) < 1
     with pytest.raises(ValueError, match="sigma must be positive"):
         found(0.0)
+    with pytest.raises(ValueError, match="a score of 1.5; the bound is on scores from 0 to 1"):
+        bridge.smoothed_safety(checkpoint, tuned, lambda _: 1.5, jax.random.key(0), sigma, draws=1)

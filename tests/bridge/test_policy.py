@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tradeoff as to
 from tests.bridge.tiny_models import CHAT_TEMPLATE, CONFIGS, make_tokenizer, save_tiny
-from tradeoff.bridge import checkpoints, policy
+from tradeoff.bridge import checkpoints, policy, scoring
 from tradeoff.bridge.checkpoints import Checkpoint, load
-from tradeoff.bridge.policy import Scorer, log_policy, reference_log_policy
+from tradeoff.bridge.policy import log_policy, reference_log_policy
+from tradeoff.bridge.scoring import Scorer
 from tradeoff.tolerances import BATCH, EXACT, IDENTITY, SCORE, SCORE_DEEP
 from tradeoff.worlds import DataLaw, World
 from tradeoff.worlds.text import from_texts, requests
@@ -156,7 +157,7 @@ def scorer_and_states(vocabulary: int, rows: int) -> tuple[Scorer, torch.Tensor,
 
 @pytest.mark.parametrize("chunk", [1, 100, 10**9])
 def test_scores_and_gradient_are_those_of_autograd(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(scoring, "CHUNK_BYTES", chunk)
     scorer, states, weights = scorer_and_states(vocabulary=11, rows=3)
     # Predictors of each response by hand: 0 is the end of the prompt, then the nodes 5, 56, 567, 58, 9.
     paths = {(5, 6, 7, 0): (0, 1, 2, 3), (5, 6, 0): (0, 1, 2), (5, 8, 0): (0, 1, 4), (9, 0): (0, 5)}

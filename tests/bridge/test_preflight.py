@@ -10,12 +10,11 @@ import torch
 import transformers
 from scipy.stats import spearmanr
 
-from tests.bridge.runs import TINY, same_weights
+from tests.bridge.runs import TINY, assert_slopes_and_curvatures_are_differences, same_weights
 from tests.bridge.tiny_models import make_tokenizer
 from tradeoff import cli, loss_constraint, parameter_constraint, worlds
 from tradeoff.bridge import Recipe, finetune, forecast, merged, preflight
 from tradeoff.bridge.checkpoints import Checkpoint, load
-from tradeoff.bridge.curvature import norms_in_float64
 from tradeoff.bridge.local_losses import SEEN, expand
 from tradeoff.bridge.tangent import tangents
 from tradeoff.problems.quadratic import Quadratic
@@ -24,8 +23,6 @@ from tradeoff.worlds import DataLaw, World
 from tradeoff.worlds.text import from_texts, requests
 
 SAME = {"rtol": ROOT.relative, "atol": ROOT.absolute}
-SHORT, LONG = 1e-4, 1e-3  # steps of first and of second differences
-DIFFERENCE = 1e-4  # of central differences with these steps
 VISIBLE = 1e-2
 RANKED = 0.8  # Spearman's, that a forecast must reach over a dozen settings
 
@@ -116,17 +113,7 @@ def test_slopes_and_curvatures_are_differences_of_the_gaps_and_the_weights_come_
     before = {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
     with tangents(checkpoint, world, dataclasses.replace(TINY, rank=rank)) as around:
         losses = expand(around, dimensions=3)
-        v = losses.basis[0]
-        curved = {kind: v @ around.hessian_product(kind, v) for kind in around.kinds}
-        with norms_in_float64(checkpoint.model):
-            near = [[around.values(t * move) for t in (-SHORT, SHORT)] for move in losses.basis]
-            far = [around.values(t * v) for t in (-LONG, 0, LONG)]
-        for kind in around.kinds:
-            slope = [(high[kind] - low[kind]) / (2 * SHORT) for low, high in near]
-            np.testing.assert_allclose(getattr(losses, kind).slope, slope, rtol=DIFFERENCE, atol=DIFFERENCE)
-            second = (far[0][kind] - 2 * far[1][kind] + far[2][kind]) / LONG**2
-            np.testing.assert_allclose(curved[kind], second, rtol=DIFFERENCE, atol=DIFFERENCE)
-        assert not np.allclose(losses.proxy.slope, losses.safety.slope, rtol=DIFFERENCE, atol=0)
+        assert_slopes_and_curvatures_are_differences(around, losses, checkpoint.model)
         np.testing.assert_allclose(losses.basis @ losses.basis.T, np.eye(3), atol=IDENTITY.relative)
         if rank is None:
             np.testing.assert_allclose(losses.metric, np.eye(3), atol=IDENTITY.relative)

@@ -15,7 +15,7 @@ import pytest
 
 import tradeoff.cli
 from experiments import e8_checkpoint
-from experiments.catalogue import entry
+from experiments.catalogue import asked, entry
 from experiments.locks import hold
 from tradeoff import studies
 
@@ -283,3 +283,11 @@ def test_the_command_asks_the_checkout(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(tradeoff.cli, "__file__", str(tmp_path / "tradeoff" / "cli.py"))
     assert check.run() == 2
     assert "is no checkout of it; clone it" in capfd.readouterr().err
+
+
+def test_an_experiment_that_lacks_its_data_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("TRADEOFF_DATA", raising=False)
+    with pytest.raises(SystemExit, match=r"e9_real_data cannot be made, for TRADEOFF_DATA is not set.*says to what"):
+        asked("e9_real_data")
+    monkeypatch.setenv("TRADEOFF_DATA", "data")
+    assert asked("e9_real_data").checkpoint

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from tradeoff.bridge import policy
+from tradeoff.bridge import policy, scoring
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.objective import first_adapted, through
 from tradeoff.bridge.rows import Row, head_is_whole, predicting, predicting_states
@@ -140,7 +140,7 @@ class Answers:
         target = torch.tensor([token for place in places for token in self.rows[place].answer], device=states.device)
         each = torch.arange(len(target), device=states.device)
         scores = torch.zeros(len(target), dtype=torch.float64, device=states.device)
-        gradient = policy.score_tokens(self._head, states, policy.Predicted(each, target, each), scores, cost)
+        gradient = scoring.score_tokens(self._head, states, scoring.Predicted(each, target, each), scores, cost)
         return scores, gradient
 
     @torch.no_grad()
@@ -155,7 +155,7 @@ class Answers:
 
     def _chunk(self, states: torch.Tensor) -> int:
         """How many states at a time, where two tables over the vocabulary are made of each."""
-        return max(1, policy.CHUNK_BYTES // (2 * self._head.weight.shape[0] * max(4, states.element_size())))
+        return max(1, scoring.CHUNK_BYTES // (2 * self._head.weight.shape[0] * max(4, states.element_size())))
 
 
 def _causal(trunk: torch.nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, object]:

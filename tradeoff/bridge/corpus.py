@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tradeoff.bridge import policy
+from tradeoff.bridge import policy, scoring
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.examples import Line
 from tradeoff.bridge.objective import Rows
@@ -46,7 +46,7 @@ class Corpus:
         for number, (tokens, costs) in enumerate(self.predicted):
             states = self.rows.states(number)
             flat = states.detach().reshape(-1, states.shape[-1])
-            gradient = policy.score_tokens(self.head, flat, tokens, torch.zeros_like(costs), costs)
+            gradient = scoring.score_tokens(self.head, flat, tokens, torch.zeros_like(costs), costs)
             states.backward(gradient.reshape(states.shape))
 
 
@@ -77,7 +77,7 @@ def _missing(nodes: Nodes, tokens: Sequence[int]) -> int:
 
 def _packed(
     trees: Sequence[tuple[Nodes, Costs]], device: torch.device, dtype: torch.dtype
-) -> tuple[policy.Batch, policy.Predicted, torch.Tensor]:
+) -> tuple[policy.Batch, scoring.Predicted, torch.Tensor]:
     """One row for each tree, what is scored of them, and what that weighs."""
     longest = max(len(nodes) for nodes, _ in trees)
     predictors = [sorted({node for node, _ in costs}) for _, costs in trees]
@@ -99,5 +99,5 @@ def _packed(
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
     batch = policy.Batch(*(each.to(device) for each in (tokens, positions, mask, scored_at)))
     cells = torch.arange(len(steps), device=device)
-    predicted = policy.Predicted(torch.tensor(at, device=device), torch.tensor(target, device=device), cells)
+    predicted = scoring.Predicted(torch.tensor(at, device=device), torch.tensor(target, device=device), cells)
     return batch, predicted, torch.tensor(cost, dtype=torch.float64, device=device)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tradeoff._records import Numbers
-from tradeoff.bridge import policy
+from tradeoff.bridge import policy, scoring
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.landscape import HostOperator, LocalLaw
 from tradeoff.landscape.neighbourhood import check_direction, check_distances
@@ -212,7 +212,7 @@ class LossOf:
         self.checkpoint = checkpoint
         self.precision = PRECISIONS[checkpoint.dtype]
         self.tensors = _tensors(checkpoint, tensors)
-        self.scorer = policy.Scorer(encoding.responses, checkpoint.model.get_output_embeddings())
+        self.scorer = scoring.Scorer(encoding.responses, checkpoint.model.get_output_embeddings())
         weights = torch.tensor(np.asarray(law.p[:, None] * law.P)[seen], dtype=checkpoint.dtype)
         self.batches, start = [], 0
         for batch in policy.pack(encoding, checkpoint, batch_size):

@@ -5,8 +5,9 @@ and the basin bound: of a score in [0, 1], smoothed over Gaussian weights, no di
 units of the noise allows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,8 +69,7 @@ def distance(start: Checkpoint, tuned: FinishedRun) -> float:
         start: the checkpoint that the run started from.
         tuned: the run.
     """
-    squares = [np.sum(np.asarray(each, np.float64) ** 2) for each in displacement(start, tuned).values()]
-    return float(np.sqrt(np.sum(squares)))
+    return _length(displacement(start, tuned))
 
 
 def drift(start: Checkpoint, tuned: FinishedRun, safety: Data) -> Drift:
@@ -92,11 +92,12 @@ def drift(start: Checkpoint, tuned: FinishedRun, safety: Data) -> Drift:
     in_full = replace(tuned.recipe, rank=None)
     with data_tangents(start, {"safety": safety}, in_full) as around:
         parts = [np.asarray(moves[name]).ravel() for name in around.flat.names]
-        delta = np.concatenate(parts).astype(np.asarray(around.gradient("safety")).dtype)
-        slope = float(np.dot(around.gradient("safety").astype(np.float64), delta))
+        gradient = around.gradient("safety")
+        delta = np.concatenate(parts).astype(gradient.dtype)
+        slope = float(np.dot(gradient.astype(np.float64), delta))
         curvature = float(np.dot(around.hessian_product("safety", delta).astype(np.float64), delta))
         before, after = around.values()["safety"], around.values(delta)["safety"]
-    return Drift(distance(start, tuned), before, before + slope, before + slope + curvature / 2, after)
+    return Drift(_length(moves), before, before + slope, before + slope + curvature / 2, after)
 
 
 def refusing(prompts: Prompts) -> Callable[[Checkpoint], float]:
@@ -150,9 +151,22 @@ def smoothed_safety(
         names = jax.random.split(each, len(held))
         noise = {name: jax.random.normal(k, held[name].shape) for k, name in zip(names, held, strict=True)}
         with moved(start, noise, sigma):
-            ends[0].append(score(start))
+            ends[0].append(_within(score(start)))
             with moved(start, moves, 1.0):
-                ends[1].append(score(start))
+                ends[1].append(_within(score(start)))
     first, last = (float(np.mean(scores)) for scores in ends)
     least = max(first - float(np.sqrt(-np.log(1 - confidence) / (2 * draws))), 0.0)
-    return SmoothedSafety(sigma, first, least, float(smoothed_floor(least, distance(start, tuned), sigma)), last)
+    return SmoothedSafety(sigma, first, least, float(smoothed_floor(least, _length(moves), sigma)), last)
+
+
+def _within(score: float) -> float:
+    if not 0 <= score <= 1:
+        raise ValueError(
+            f"smoothed_safety was given a score of {score}; the bound is on scores from 0 to 1: scale yours."
+        )
+    return score
+
+
+def _length(moves: Mapping[str, Any]) -> float:
+    """The Frobenius norm of all matrices together."""
+    return float(np.sqrt(sum(np.sum(np.asarray(each, np.float64) ** 2) for each in moves.values())))

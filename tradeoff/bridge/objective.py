@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tradeoff.bridge import policy
+from tradeoff.bridge import policy, scoring
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.probes import Probes, Probing
 
@@ -58,11 +58,11 @@ class Objective:
         upper_layers: int | None,
         batch_size: int,
         probing: Probing | None = None,
-        decode: policy.Decode | None = None,
+        decode: scoring.Decode | None = None,
     ) -> None:
         head = checkpoint.model.get_output_embeddings()
-        self.scorer = policy.Scorer(encoding.responses, head)
-        self.decoder = None if decode is None else policy.Scorer(encoding.responses, head, decode)
+        self.scorer = scoring.Scorer(encoding.responses, head)
+        self.decoder = None if decode is None else scoring.Scorer(encoding.responses, head, decode)
         self.rows = Rows(checkpoint, policy.pack(encoding, checkpoint, batch_size), upper_layers)
         self._probes = None
         if probing is not None:
@@ -108,7 +108,7 @@ class Objective:
             each.backward(self.scorer.scores_and_pull(each, rows)[1])
         return scores.cpu().numpy()
 
-    def _scores(self, scorer: policy.Scorer) -> np.ndarray:
+    def _scores(self, scorer: scoring.Scorer) -> np.ndarray:
         with torch.no_grad():
             return torch.cat([scorer.scores(self._states(n)) for n in range(len(self.rows.batches))]).cpu().numpy()
 

@@ -12,14 +12,14 @@ probabilities sums to at most one.
 
 All responses to a prompt are computed in one row: the prompt, then the *prefix tree* of the responses, under an
 attention mask that lets a token see the prompt and its own prefix and nothing else. The prompt and every shared
-beginning are computed once. The language-model head is applied to scored positions only, in chunks of fixed memory.
+beginning are computed once. The language-model head is applied to scored positions only (`scoring`).
 """
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,17 +29,11 @@ from tqdm.auto import tqdm
 
 from tradeoff.bridge import template
 from tradeoff.bridge.checkpoints import Checkpoint
+from tradeoff.bridge.scoring import Decode, Scorer, prefix_tree, wide
 from tradeoff.worlds.world import World
 
 PACKED_ARCHITECTURES = ("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 """Architectures whose packed scores the tests compare with one sequence at a time, and find equal."""
-
-CHUNK_BYTES = 40 * 2**20
-"""Memory for the logits that exist at one time, whatever the vocabulary and the number of positions."""
-
-Decode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From logits, shape (N, V), and the positions in the response of the tokens that they predict, (N,), to the logits that are
-decoded from, such as a strategy's `decode`."""
 
 COUNTED = "every response token and the end-of-turn token after it; no prompt token"
 
@@ -102,7 +96,7 @@ def log_policy(
         ValueError: when the world has no texts, a response is not plain text for this tokenizer, a row is longer than
             the model's context, or the model gives NaN.
 
-    Source: DESIGN section 2 (a model is a table of log-probabilities); scores are those of `reference_log_policy`.
+    Source: the chain rule, token by token, as `reference_log_policy` applies it.
     """
     if batch_size < 1:
         raise ValueError(f"log_policy was given batch_size={batch_size}; it must be at least 1.")
@@ -170,7 +164,7 @@ def _one_at_a_time(checkpoint: Checkpoint, encoding: Encoding, progress: bool, d
             for y, response in enumerate(encoding.responses):
                 tokens = torch.tensor([prompt + response[:-1]], device=checkpoint.device)
                 options = {"logits_to_keep": len(response)} if trims else {}
-                logits = _wide(model(tokens, use_cache=False, **options).logits[0, -len(response) :])
+                logits = wide(model(tokens, use_cache=False, **options).logits[0, -len(response) :])
                 if decode is not None:
                     logits = decode(logits, torch.arange(len(response), device=checkpoint.device))
                 targets = torch.tensor(response, device=checkpoint.device)
@@ -313,30 +307,6 @@ def pack(encoding: Encoding, checkpoint: Checkpoint, batch_size: int) -> list[Ba
     ]
 
 
-def prefix_tree(responses: Sequence[Sequence[int]]) -> tuple[list[tuple[int, int]], list[list[int]]]:
-    """The distinct beginnings of the responses, each a node (parent, token), and each response's path of predictors.
-
-    Args:
-        responses: token ids, each ending in the end-of-turn token (which is predicted and never read).
-
-    Returns:
-        Nodes in an order that puts parents first, parent -1 being the end of the prompt; and for each response the node
-        that predicts each of its tokens.
-
-    Example:
-        >>> prefix_tree([(5, 6, 0), (5, 7, 0)])
-        ([(-1, 5), (0, 6), (0, 7)], [[-1, 0, 1], [-1, 0, 2]])
-    """
-    index: dict[tuple[int, int], int] = {}
-    paths = []
-    for response in responses:
-        path = [-1]
-        for token in response[:-1]:
-            path.append(index.setdefault((path[-1], token), len(index)))
-        paths.append(path)
-    return list(index), paths
-
-
 def _pack(
     prompts: Sequence[Sequence[int]], nodes: list[tuple[int, int]], device: torch.device, dtype: torch.dtype
 ) -> Batch:
@@ -359,144 +329,6 @@ def _pack(
         scored_at[row] = torch.arange(n - 1, n + len(nodes))
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
     return Batch(tokens.to(device), positions.to(device), mask.to(device), scored_at.to(device))
-
-
-# --- scores from states, in fixed memory -------------------------------------------------------------------------
-
-
-class Scorer:
-    """Log-probabilities of the responses from the states that predict them, and their gradient, in fixed memory.
-
-    Args:
-        responses: token ids, each ending in the end-of-turn token.
-        head: from states to logits.
-        decode: what makes of these the logits that are decoded from; scores only, no gradient.
-    """
-
-    def __init__(self, responses: Sequence[Sequence[int]], head: torch.nn.Linear, decode: Decode | None = None) -> None:
-        nodes, paths = prefix_tree(responses)
-        steps = [
-            (path[t] + 1, token, y)
-            for y, (path, response) in enumerate(zip(paths, responses, strict=True))
-            for t, token in enumerate(response)
-        ]
-        device = head.weight.device
-        self.head, self.decode = head, decode
-        self.depth = torch.zeros(1 + len(nodes), dtype=torch.long, device=device)
-        for path in paths:
-            self.depth[torch.tensor(path, device=device) + 1] = torch.arange(len(path), device=device)
-        self.positions = 1 + len(nodes)
-        self.count = len(responses)
-        self.at, self.target, self.response = (
-            torch.tensor(column, device=device) for column in zip(*sorted(steps), strict=True)
-        )
-
-    def scores(self, states: torch.Tensor) -> torch.Tensor:
-        r"""$\log\pi(y|x)$ from states (R, positions, H); float64, shape (R, Y)."""
-        return self._run(states, None)[0]
-
-    def scores_and_pull(self, states: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        r"""Scores, and the gradient of $J=-\sum_{x,y}c(x,y)\log\pi(y|x)$ with respect to the states.
-
-        The gradient is formed while the chunk's probabilities exist, $\partial J/\partial z=\sum_t c\,(\pi-1_{y_t})$,
-        so logits are neither kept nor computed twice. The head itself is held fixed.
-
-        Args:
-            states: (R, positions, H).
-            weights: c, float64, shape (R, Y).
-
-        Returns:
-            Scores, float64, shape (R, Y), and the gradient, of the shape of `states`.
-        """
-        return self._run(states, weights)
-
-    def _run(self, states: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = states.shape[0]
-        flat = states.detach().reshape(-1, states.shape[-1])
-        # Every scored token of every row: which flat state predicts it, its id, and its cell of the table.
-        row = torch.arange(rows, device=flat.device)[:, None]
-        at = (row * self.positions + self.at).flatten()
-        target = self.target.repeat(rows)
-        cell = (row * self.count + self.response).flatten()
-        cost = None if weights is None else weights.flatten()[cell]
-        scores = torch.zeros(rows * self.count, dtype=torch.float64, device=flat.device)
-        gradient = score_tokens(self.head, flat, Predicted(at, target, cell), scores, cost, self._decode(rows))
-        return scores.reshape(rows, self.count), gradient.reshape(states.shape)
-
-    def _decode(self, rows: int) -> Callable[[torch.Tensor, slice], torch.Tensor] | None:
-        if self.decode is None:
-            return None
-        decode, depth = self.decode, self.depth.repeat(rows)
-        return lambda logits, where: decode(logits, depth[where])
-
-
-class Predicted(NamedTuple):
-    """Tokens to be scored.
-
-    Args:
-        at: for each of M tokens, which state predicts it; in ascending order.
-        target: its id, (M,).
-        cell: to which score it is added, (M,).
-    """
-
-    at: torch.Tensor
-    target: torch.Tensor
-    cell: torch.Tensor
-
-
-@torch.no_grad()
-def score_tokens(
-    head: torch.nn.Linear,
-    states: torch.Tensor,
-    tokens: Predicted,
-    scores: torch.Tensor,
-    cost: torch.Tensor | None = None,
-    decode: Callable[[torch.Tensor, slice], torch.Tensor] | None = None,
-) -> torch.Tensor:
-    r"""Add the log-probabilities of tokens to scores, and give the gradient of their weighted sum, in fixed memory.
-
-    Logits are made for a chunk of positions, turned in place into probabilities and dropped, so that at most
-    `CHUNK_BYTES` of them exist at any time; log-probabilities are summed in float64.
-
-    Args:
-        head: from states to logits.
-        states: (N, H).
-        tokens: M of them.
-        scores: float64; they are changed.
-        cost: c, float64, (M,); `None` for no gradient.
-        decode: makes of the logits of some states others, where there is no cost.
-
-    Returns:
-        The gradient of $-\sum c\log\pi$ in the states, (N, H); the states themselves when there is no cost.
-    """
-    at, target, cell = tokens
-    gradient = torch.empty_like(states) if cost is not None else states
-    size = max(1, CHUNK_BYTES // (head.weight.shape[0] * max(4, states.element_size())))
-    for low in range(0, len(states), size):
-        high = min(low + size, len(states))
-        first, last = torch.searchsorted(at, torch.tensor([low, high], device=at.device)).tolist()
-        here, token = at[first:last] - low, target[first:last]
-        logits = _wide(head(states[low:high]))
-        if decode is not None:
-            logits = decode(logits, slice(low, high))
-        picked = logits[here, token].double()
-        highest = logits.amax(-1, keepdim=True)
-        exponentials = logits.sub_(highest).exp_()
-        mass = exponentials.sum(-1).double()
-        log_mass = highest[:, 0].double() + mass.log()
-        scores.index_add_(0, cell[first:last], picked - log_mass[here])
-        if cost is not None:
-            total = torch.zeros_like(mass).index_add_(0, here, cost[first:last]) / mass
-            exponentials.mul_(total[:, None].to(logits.dtype))
-            exponentials.index_put_((here, token), -cost[first:last].to(logits.dtype), accumulate=True)
-            gradient[low:high] = exponentials.to(states.dtype) @ head.weight
-        del logits, exponentials  # or they would live on beside the next chunk's
-    return gradient
-
-
-def _wide(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in float32 at least: half precision is for the model's insides, not for normalising."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from tradeoff.bridge import policy, template
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.data import Data, Example, Prompts
-from tradeoff.bridge.policy import Contract, Predicted, score_tokens
+from tradeoff.bridge.policy import Contract
+from tradeoff.bridge.scoring import Predicted, score_tokens
 from tradeoff.bridge.template import Turn
 
 BATCH_TOKENS = 2048

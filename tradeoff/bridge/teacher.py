@@ -14,7 +14,6 @@ from jaxtyping import Float
 
 from tradeoff import divergences
 from tradeoff.bridge.checkpoints import Checkpoint
-from tradeoff.bridge.policy import CHUNK_BYTES
 from tradeoff.bridge.rows import (
     BATCH_TOKENS,
     Row,
@@ -23,6 +22,7 @@ from tradeoff.bridge.rows import (
     predicting_logits,
     predicting_states,
 )
+from tradeoff.bridge.scoring import CHUNK_BYTES
 
 BLOCK_ENTRIES = 2**18
 """Logits that are turned into float64 at one time: what is made of them stays in the cache."""
