@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m experiments", description="Run the experiments, draw their figures, write the report."
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run; all of them unless told")
-    parser.add_argument("--toy", action="store_true", help="leave out the experiments on a real checkpoint")
+    parser.add_argument(
+        "--toy", action="store_true", help="leave out what takes minutes: checkpoints and the small transformer"
+    )
     parser.add_argument("--out", type=Path, default=Path("reproduced"), help="the folder for data, figures and report")
     parser.add_argument(
         "--profile", type=Path, default=HERE / "profiles" / "local", help="where to run: this machine, or slurm"

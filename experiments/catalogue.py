@@ -15,11 +15,13 @@ class Entry:
     Attributes:
         name: of both modules.
         checkpoint: whether it trains or measures a checkpoint.
+        slow: whether it takes minutes all the same: a small transformer is trained many times.
         needs: an environment variable without which it cannot be made, and is left out unless it is asked for by name.
     """
 
     name: str
     checkpoint: bool = False
+    slow: bool = False
     needs: str = ""
 
     @property
@@ -44,9 +46,9 @@ CATALOGUE = (
     Entry("e6_checkpoint", checkpoint=True),
     Entry("e7_optimisation"),
     Entry("e7_hypotheses"),
-    Entry("e7_text"),
+    Entry("e7_text", slow=True),
     Entry("e8_league"),
-    Entry("e8_text"),
+    Entry("e8_text", slow=True),
     Entry("e8_checkpoint", checkpoint=True),
     Entry("e9_real_data", checkpoint=True, needs="TRADEOFF_DATA"),
     Entry("e10_overlap_of_meaning", checkpoint=True),
@@ -57,9 +59,9 @@ def everything(toy: bool) -> list[Entry]:
     """What runs where nothing is named; what lacks something is left out, and that is said.
 
     Args:
-        toy: whether to leave out what trains or measures a checkpoint.
+        toy: whether to leave out what trains or measures a checkpoint, and what is slow.
     """
-    chosen = [one for one in CATALOGUE if not (toy and one.checkpoint)]
+    chosen = [one for one in CATALOGUE if not (toy and (one.checkpoint or one.slow))]
     for one in chosen:
         if lacks(one):
             print(

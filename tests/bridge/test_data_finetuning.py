@@ -1,6 +1,9 @@
 """Training on instruction data: its gradient is that of the plain loss, one row at a time; its runs resume; it refuses well."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tradeoff import bridge
-from tradeoff.bridge import Recipe, Sampling, data, rows
+from tradeoff.bridge import Recipe, Sampling, data, data_finetuning, rows
 from tradeoff.bridge.answers import Answers
 from tradeoff.bridge.data_engine import DataEngine, drawn
 from tradeoff.bridge.live import Live
@@ -135,6 +138,51 @@ def test_an_interrupted_run_ends_in_the_same_weights(checkpoint, task, safety, t
     np.testing.assert_array_equal(resumed.losses["safety"], whole.losses["safety"])
     with pytest.raises(ValueError, match="belongs to another run .*data"):
         bridge.finetune_data(checkpoint, RECIPE, safety, safety, folder=tmp_path, **arguments)
+
+
+KILLED = """
+import os, signal, sys, torch
+sys.path.insert(0, sys.argv[3])
+torch.set_num_threads(1)
+from tests.bridge import test_data_finetuning as here
+from tests.bridge.tiny_models import text_world
+from tradeoff import bridge
+from tradeoff.bridge.live import Live
+pull, asked = Live.pulled, []
+def pulled(*given):
+    asked.append(1)
+    if len(asked) == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pull(*given)
+Live.pulled = pulled
+here.measured_run(bridge.load(sys.argv[1], device="cpu", dtype=torch.float64), text_world(), sys.argv[2])
+"""
+
+
+def measured_run(checkpoint, world, folder=None):
+    """A run that measures after every step."""
+    task, safety = data.sample(world, world.capability, 7, seed=1), data.sample(world, world.safety, 5, seed=2)
+    watched = {"measure": {"safety": safety}, "measure_every": 1}
+    return bridge.finetune_data(
+        checkpoint, RECIPE, task, safety, sampling=SAMPLING, folder=folder, progress=False, **watched
+    )
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a POSIX system to kill a process outright")
+def test_killed_outright_a_run_loses_no_measurement_that_it_saved(
+    tiny_folder, checkpoint, world, tmp_path, monkeypatch
+):
+    whole = measured_run(checkpoint, world)
+    saved, asked = whole.gradients[: RECIPE.save_every].sum(), whole.gradients.sum()
+    moment = np.random.default_rng(0).integers(saved + 1, asked + 1)
+    command = [sys.executable, "-c", KILLED, tiny_folder, tmp_path, Path(__file__).parents[2], moment]
+    assert subprocess.run([*map(str, command)], check=False).returncode == -signal.SIGKILL
+    measure, measured = data_finetuning._History.measure, []
+    monkeypatch.setattr(data_finetuning._History, "measure", lambda *given: (measured.append(1), measure(*given))[1])
+    resumed = measured_run(checkpoint, world, tmp_path)
+    assert 0 < len(measured) <= RECIPE.steps - RECIPE.save_every
+    np.testing.assert_array_equal(resumed.losses["safety"], whole.losses["safety"])
+    assert all(torch.equal(resumed.adapter[name], whole.adapter[name]) for name in whole.adapter)
 
 
 @pytest.mark.parametrize("rank", [4, None])
