@@ -46,12 +46,12 @@ def test_a_ball_can_be_safer_than_any_large_penalty_and_need_not_be():
 
 
 def test_the_limits_name_the_ball_and_not_only_the_start():
-    """T13 at the ball of a radius: both gaps by hand, where both losses are isotropic."""
-    radius, way = 0.5, np.sqrt(2.0)
-    ball = land.pair(2 * jnp.eye(2), [1.0, -1.0], 3 * jnp.eye(2), radius=radius, theta=[0.3, -0.3])
+    """T13 at the ball of a radius: both gaps by hand, where the pull is along one axis."""
+    radius = 0.5
+    ball = land.pair(jnp.diag(jnp.array([2.0, 1.0])), [1.0, 0.0], jnp.diag(jnp.array([3.0, 1.0])), radius=radius)
     left, right = get("T13").at(ball)
-    assert agree(float(left[4]), (way - radius) + np.sqrt(2 / 3) * np.sqrt(1.5) * radius, IDENTITY)
-    assert agree(float(right[4]), way, IDENTITY)
+    assert agree(float(left[4]), (1 - radius) + np.sqrt(2.0) * np.sqrt(1.5) * radius, IDENTITY)
+    assert agree(float(right[4]), 1.0, IDENTITY)
 
 
 def test_a_comparison_of_rounding_is_in_units_of_the_landscape():
