@@ -72,9 +72,9 @@ class Settings:
     align_steps: int = 40
     steps: int = 16
     rows: int = 4
-    held: int = 16
-    asked: int = 16
-    longest: int = 500
+    held: int = 12
+    asked: int = 12
+    longest: int = 400
     learning_rate: float = 2e-3
     rank: int = 16
     upper_layers: int | None = 4
