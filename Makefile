@@ -29,8 +29,9 @@ lint: .venv/made
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-# Against the peers; the exit code is 1 when a bar is missed.
+# How cost grows, then against the peers, and a page of both; the exit code is 1 when a bar is missed.
 bench: .venv/bench
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks
 
 # curvlinops asks for a package that asks for torchvision, which would bring the CUDA build of torch; it runs without.

@@ -148,7 +148,7 @@ def _products() -> list[Contender]:
         ),
     ]
     if torch := peer("torch"):
-        network, loss, _ = _in_torch(torch)
+        network, loss, _ = in_torch(torch)
         rows = torch.from_numpy(setting()[3])
 
         def twice() -> NDArray[np.float32]:
@@ -178,7 +178,7 @@ def _lanczos() -> list[Contender]:
 
     found = [Contender("tradeoff", ours)]
     if (eigenthings := peer("hessian_eigenthings")) and (torch := peer("torch")):
-        product = _eigenthings_operator(eigenthings, torch)
+        product = eigenthings_operator(eigenthings, torch)
 
         def theirs() -> tuple[Any, Any]:
             pairs = eigenthings.lanczos(product, k=PAIRS, max_iter=STEPS, seed=0)
@@ -198,7 +198,7 @@ def _lanczos() -> list[Contender]:
     return found
 
 
-def _in_torch(torch: Any) -> tuple[Any, Callable[[], Any], tuple[Any, Any]]:
+def in_torch(torch: Any) -> tuple[Any, Callable[[], Any], tuple[Any, Any]]:
     """The same network in torch, its loss, and its data."""
     inputs, labels, weights, _ = setting()
     nn = torch.nn
@@ -213,8 +213,9 @@ def _in_torch(torch: Any) -> tuple[Any, Callable[[], Any], tuple[Any, Any]]:
     return network, lambda: nn.functional.cross_entropy(network(data[0]), data[1]), data
 
 
-def _eigenthings_operator(eigenthings: Any, torch: Any) -> Any:
-    network, _, data = _in_torch(torch)
+def eigenthings_operator(eigenthings: Any, torch: Any) -> Any:
+    """That network's Hessian as the library has it."""
+    network, _, data = in_torch(torch)
     return eigenthings.HessianOperator(network, [data], eigenthings.supervised_loss(torch.nn.functional.cross_entropy))
 
 
@@ -223,10 +224,10 @@ def _libraries() -> list[tuple[str, Callable[[NDArray[np.float32]], NDArray[np.f
     found: list[tuple[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]]] = []
     torch = peer("torch")
     if torch and (eigenthings := peer("hessian_eigenthings")):
-        product = _eigenthings_operator(eigenthings, torch)
+        product = eigenthings_operator(eigenthings, torch)
         found.append(("hessian-eigenthings", lambda v: product.matvec(torch.from_numpy(v)).numpy()))
     if torch and (curvlinops := peer("curvlinops")):
-        network, _, data = _in_torch(torch)
+        network, _, data = in_torch(torch)
         held = list(network.parameters())
         matrix = curvlinops.HessianLinearOperator(
             network, torch.nn.CrossEntropyLoss(), held, [data], check_deterministic=False

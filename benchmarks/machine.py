@@ -18,7 +18,16 @@ BUSY = 0.1
 """Cores that others may keep busy before a result is marked as taken under load."""
 PACKAGES = (
     *("numpy", "scipy", "jax", "jaxlib", "diffrax", "optax", "equinox", "torch", "torchdiffeq", "transformers"),
-    *("moocore", "curvlinops-for-pytorch", "hessian-eigenthings", "matfree", "scikit-learn", "cvxpy"),
+    *(
+        "moocore",
+        "curvlinops-for-pytorch",
+        "hessian-eigenthings",
+        "matfree",
+        "scikit-learn",
+        "cvxpy",
+        "clarabel",
+        "mpmath",
+    ),
 )
 """Packages whose versions are recorded when they are there."""
 

@@ -20,6 +20,8 @@ from tradeoff._files import write_atomically
 
 SCHEMA = "1"
 """Version of the result format."""
+FORM = Path(__file__).parent / "result-schema.json"
+"""What a result looks like, as JSON Schema."""
 BLOCKS = 3
 """A bar is missed only when it is missed in every one of so many blocks."""
 
@@ -169,7 +171,9 @@ def comparisons(scores: Sequence[Score], benchmark: Benchmark) -> list[dict[str,
 
 
 def save(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write a result as JSON, whole or not at all."""
+    """Write a result as JSON, whole or not at all, after the check that it is of the format, where `jsonschema` is installed."""
+    if jsonschema := peer("jsonschema"):
+        jsonschema.validate(result, json.loads(FORM.read_text(encoding="utf-8")))
     path = folder / f"{result['benchmark']}.json"
     text = json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
@@ -184,7 +188,7 @@ def missed(result: Mapping[str, Any]) -> list[str]:
     if most is not None and not (took is not None and took <= most):
         short.append(f"memory {'unknown' if took is None else f'{took:.0f} MB'}, at most {most:g} MB asked")
     bars = [one for one in result["comparisons"] if one["met"] is False and ours["valid"]]
-    return short + [f"{one['peer']} {_times(max(one['blocks'], default=None))} of {one['bar']:g}x" for one in bars]
+    return short + [f"{one['peer']} {_times(max(one['blocks'], default=None))} of {one['bar']:.3g}x" for one in bars]
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -205,7 +209,7 @@ def table(result: Mapping[str, Any]) -> str:
             bar = (
                 ""
                 if one["bar"] is None
-                else f", best block {best} (bar {one['bar']:g}x: {'met' if one['met'] else 'MISSED'})"
+                else f", best block {best} (bar {one['bar']:.3g}x: {'met' if one['met'] else 'MISSED'})"
             )
             line += f"  {_times(one['ratio'])}{bar}"
         lines.append(line)

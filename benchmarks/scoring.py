@@ -24,6 +24,7 @@ MOVED = 1e-4
 """Noise on the student's weights, beside entries of 0.02."""
 BARE = "bare forward"
 LAYERS = "layers without the head"
+AS_TRL, AS_DISTILLED = "all logits, as trl scores", "all logits, as distillation compares"
 GATE = 1e-5
 MOST_MEGABYTES = 64
 """Beyond the weights, whatever the number of tokens."""
@@ -70,6 +71,22 @@ def hidden(one: Checkpoint) -> torch.Tensor:
     return one.model.base_model(padded(one, rows()), use_cache=False)[0]
 
 
+@torch.inference_mode()
+def all_scores() -> NDArray[np.float32]:
+    """Log-probabilities as `selective_log_softmax` of trl takes them: from all logits, with a logsumexp for each row."""
+    logits = forward()
+    targets = torch.tensor([row.answer for row in rows()])
+    chosen = torch.gather(logits, -1, targets[..., None])[..., 0]
+    return (chosen - torch.stack([torch.logsumexp(each, -1) for each in logits])).numpy()
+
+
+@torch.inference_mode()
+def all_divergences() -> NDArray[np.float32]:
+    """KL as losses of distillation take it: `kl_div` of both log-softmaxes, of all logits in float32."""
+    P, Q = (torch.log_softmax(each.model(padded(each, rows()), use_cache=False).logits, -1) for each in checkpoints())
+    return torch.nn.functional.kl_div(Q, P, reduction="none", log_target=True).sum(-1).numpy()
+
+
 @functools.cache
 def scores() -> NDArray[np.float64]:
     """Log-probabilities in float64 from the logits of the bare forward pass."""
@@ -98,13 +115,15 @@ def _scoring() -> list[Contender]:
     one, some = checkpoints()[0], rows()
     bare = Contender(BARE, forward, error=lambda _: 0.0)
     layers = Contender(LAYERS, lambda: hidden(one), error=lambda _: 0.0)
-    return [Contender("tradeoff", lambda: np.stack(token_log_probabilities(one, some))), bare, layers]
+    naive = Contender(AS_TRL, all_scores)
+    return [Contender("tradeoff", lambda: np.stack(token_log_probabilities(one, some))), bare, layers, naive]
 
 
 def _comparing() -> list[Contender]:
     (one, other), some = checkpoints(), rows()
     bare = Contender(BARE, forward, error=lambda _: 0.0)
-    return [Contender("tradeoff", lambda: np.stack(token_divergences(one, other, some))), bare]
+    naive = Contender(AS_DISTILLED, all_divergences)
+    return [Contender("tradeoff", lambda: np.stack(token_divergences(one, other, some))), bare, naive]
 
 
 BENCHMARKS = (
@@ -115,7 +134,7 @@ BENCHMARKS = (
         lambda found: float(np.max(np.abs(found / scores() - 1))),
         GATE,
         {BARE: 0.92},
-        repeats=5,
+        repeats=3,
         most_megabytes=MOST_MEGABYTES,
     ),
     Benchmark(
@@ -125,6 +144,6 @@ BENCHMARKS = (
         lambda found: float(np.max(np.abs(found / divergences() - 1))),
         GATE,
         {BARE: 1 / 2.15},
-        repeats=5,
+        repeats=3,
     ),
 )

@@ -4,12 +4,17 @@ import dataclasses
 import json
 import math
 import time
+from pathlib import Path
 
+import jsonschema
+import numpy as np
 import pytest
+import scipy.stats
 
 from benchmarks import __main__ as command
-from benchmarks import machine, protocol
+from benchmarks import hypervolume, machine, page, protocol, scaling, told, verification
 from benchmarks.protocol import Benchmark, Contender, Score
+from tradeoff.tolerances import IDENTITY
 
 WORK = Benchmark(
     name="work",
@@ -135,3 +140,72 @@ def test_every_benchmark_is_found_by_a_name_of_its_own(capsys):
     with pytest.raises(SystemExit):
         command.main(["no_such_benchmark"])
     assert "no benchmark or subject is named 'no_such_benchmark'" in capsys.readouterr().err
+
+
+def test_every_committed_result_is_of_the_schema():
+    form, results = json.loads(protocol.FORM.read_text()), sorted(page.COMMITTED.glob("*.json"))
+    assert len(results) > 10
+    for path in results:
+        jsonschema.validate(json.loads(path.read_text()), form)
+
+
+def test_a_result_of_another_form_is_not_written(tmp_path):
+    result = protocol.measure(WORK, blocks=1)
+    for wrong in ({"seconds": -1.0}, {"contenders": []}, {"more": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            protocol.save({**result, **wrong}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_document_says_what_the_committed_results_say():
+    text = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    results, scaling = told.load(page.COMMITTED), told.load_scaling(page.COMMITTED)
+    assert page.document(text, results, scaling) == text, "run `python -m benchmarks.page docs/performance.md`"
+    slower = [dict(results[0], contenders=[dict(results[0]["contenders"][0], best=9.0), *results[0]["contenders"][1:]])]
+    assert page.document(text, [*slower, *results[1:]], scaling) != text
+    with pytest.raises(ValueError, match="needs '<!-- made by"):
+        page.document("no marks", results, scaling)
+
+
+def test_the_page_tells_bars_gates_load_and_what_is_skipped(tmp_path):
+    contenders = [score("tradeoff", 2.0), score("peer", 1.0), score("noisy", 9.0, error=5.0)]
+    result = protocol.measure(WORK, blocks=1) | {"comparisons": protocol.comparisons(contenders, WORK)}
+    result |= {"under_load": True, "others_busy": 1.5}
+    assert told.shortfalls([result]) == ["work: peer 0.50x of 2x"]
+    assert told.peers_to_prefer([result]) == ["work: peer takes 0.50 of our time"], "not the one that is wrong"
+    protocol.save(result, tmp_path)
+    shown = page.write_page(tmp_path).read_text()
+    for words in ("0 of 1 bars met", "peer 0.50x of 2x", "work: absent", "others kept 1.5 cores busy", "<svg"):
+        assert words in shown
+    assert "http://" not in shown.replace("http://www.w3.org", ""), "it stands alone"
+
+
+def test_a_law_is_the_line_of_least_squares_with_students_interval():
+    sizes, noise = [64, 128, 256, 512, 1024], [1.1, 0.9, 1.05, 0.95, 1.0]
+    values = [3e-6 * n**1.5 * e for n, e in zip(sizes, noise, strict=True)]
+    law, line = scaling.power_law(sizes, values), scipy.stats.linregress(np.log(sizes), np.log(values))
+    half = scipy.stats.t.ppf(0.975, 3) * line.stderr
+    np.testing.assert_allclose(
+        [law.exponent, law.lower, law.upper], line.slope + half * np.array([0, -1, 1]), rtol=IDENTITY.relative
+    )
+    assert law.lower < 1.5 < law.upper
+    assert not scaling.power_law(sizes, [n**2 * e for n, e in zip(sizes, noise, strict=True)]).lower < 1.5
+    middle, low, high = law.at(4096)
+    assert low < 3e-6 * 4096**1.5 < high
+    assert middle == pytest.approx(np.exp(line.intercept + line.slope * np.log(4096)), rel=IDENTITY.relative)
+
+
+@pytest.mark.parametrize("work", verification.BENCHMARKS[:3], ids=lambda work: work.name)
+def test_the_claims_by_numpy_have_the_sides_of_mpmath(work):
+    found = next(each for each in work.contenders() if each.name == "numpy vectorised").run()
+    assert work.error(found) <= work.tolerance
+    for wrong in ({"left": found.left + 1e-6}, {"violations": 1}):
+        assert work.error(found._replace(**wrong)) > work.tolerance
+
+
+def test_a_point_too_many_misses_the_gate_of_the_front():
+    work = hypervolume.BENCHMARKS[0]
+    found = work.contenders()[0].run()
+    assert work.error(found) <= work.tolerance
+    assert work.error(found._replace(kept=found.kept | True)) == math.inf
+    assert work.error(found._replace(area=found.area * (1 + 1e-12))) > work.tolerance

@@ -191,7 +191,8 @@ def certify(world: World, points: Gaps | Numbers) -> Certificate:
     """
     safety, capability = _pairs(points)
     world = world.with_exact_proxy()
-    found = Certificate(_distance(world, safety, capability), capability - lower_limit(world, jnp.maximum(safety, 0)))
+    above_limit = jnp.asarray(capability) - lower_limit(world, np.maximum(safety, 0))
+    found = Certificate(_distance(world, safety, capability), above_limit)
     for what, margin in (
         ("the exact frontier (T7)", found.distance),
         ("the fundamental limit (T8)", found.above_limit),
@@ -231,12 +232,16 @@ def nondominated(points: Gaps | Numbers) -> Bool[Array, " N"]:
         [True, True, False]
     """
     safety, capability = _pairs(points)
-    order = jnp.lexsort((capability, safety))
+    order = np.argsort(safety)
     sorted_safety, sorted_capability = safety[order], capability[order]
-    least_before = jnp.concatenate([jnp.array([jnp.inf]), jax.lax.cummin(sorted_capability)[:-1]])
-    first = jnp.searchsorted(sorted_safety, sorted_safety)  # the first point with the same safety gap
-    keep = (sorted_capability < least_before[first]) & (sorted_capability == sorted_capability[first])
-    return jnp.zeros(safety.shape, bool).at[order].set(keep)
+    # Of points with the same safety gap only those of the least capability gap count.
+    begins = np.ones(safety.shape, bool)
+    begins[1:] = sorted_safety[1:] != sorted_safety[:-1]
+    group, least = np.cumsum(begins) - 1, np.minimum.reduceat(sorted_capability, np.flatnonzero(begins))
+    before = np.append(np.inf, np.minimum.accumulate(least))[:-1]
+    keep = np.empty(safety.shape, bool)
+    keep[order] = (sorted_capability == least[group]) & (least < before)[group]
+    return jnp.asarray(keep)
 
 
 def hypervolume(points: Gaps | Numbers, reference: Numbers) -> Float[Array, ""]:
@@ -257,19 +262,18 @@ def hypervolume(points: Gaps | Numbers, reference: Numbers) -> Float[Array, ""]:
         0.5
     """
     safety, capability = _pairs(points)
-    edge_s, edge_f = (jnp.squeeze(side) for side in _pairs(reference))
+    edge_s, edge_f = (np.squeeze(side) for side in _pairs(reference))
     inside = (safety < edge_s) & (capability < edge_f)
-    safety, capability = jnp.where(inside, safety, edge_s), jnp.where(inside, capability, edge_f)
-    order = jnp.argsort(safety)
-    safety, height = safety[order], edge_f - jax.lax.cummin(capability[order])
-    widths = jnp.diff(safety, append=edge_s[None])
-    return jnp.sum(widths * height)
+    safety, capability = safety[inside], capability[inside]
+    order = np.argsort(safety)
+    widths = np.diff(safety[order], append=edge_s)
+    return jnp.asarray(np.sum(widths * (edge_f - np.minimum.accumulate(capability[order]))))
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------
 
 
-def _pairs(points: Gaps | Numbers) -> tuple[Array, Array]:
+def _pairs(points: Gaps | Numbers) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(points, Gaps):
         points = np.stack([points.safety, points.capability], axis=-1)
     pairs = np.asarray(points, np.float64)
@@ -278,7 +282,7 @@ def _pairs(points: Gaps | Numbers) -> tuple[Array, Array]:
             f"points have shape {pairs.shape}{' and hold NaN' if np.isnan(pairs).any() else ''}; "
             "give (safety gap, capability gap) pairs along the last axis, or Gaps."
         )
-    return jnp.asarray(pairs[..., 0]), jnp.asarray(pairs[..., 1])
+    return pairs[..., 0], pairs[..., 1]
 
 
 @jax.jit
