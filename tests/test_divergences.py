@@ -3,6 +3,7 @@
 import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -148,6 +149,17 @@ def test_derivatives_are_those_of_the_definition_on_both_branches(function):
     for x in (-0.9, -0.2, 0.0, 0.2, 3.0):
         slope = {dv.x_minus_log1p: x / (1 + x), dv.expm1_minus_x: np.expm1(x)}[function]
         assert abs(float(jax.grad(function)(x)) - slope) <= EXACT.relative * abs(slope)
+
+
+@pytest.mark.parametrize("to", [1e-300, 1e-3, 0.3, 0.49, 0.5 + 1e-9, 0.51, 0.7, 1.0])
+def test_a_term_and_its_slopes_are_those_of_the_definition_near_and_far(to):
+    """The slope in P is log(P/Q), in Q it is (Q-P)/Q, each small where the laws are close."""
+    P, Q = jnp.float64(0.5), jnp.float64(to)
+    term, slopes = jax.value_and_grad(lambda P, Q: dv.kl_terms(P, Q, Q - P), argnums=(0, 1))(P, Q)
+    p, q = mpmath.mpf(float(P)), mpmath.mpf(float(Q))
+    with mpmath.workdps(350):
+        exact = p * mpmath.log(p / q) - p + q, mpmath.log(p / q), (q - p) / q
+    assert all(relative_error(*each) < EXACT.relative for each in zip((term, *slopes), exact, strict=True))
 
 
 def test_the_gradient_of_cross_entropy_in_logits_is_softmax_minus_target():

@@ -69,6 +69,42 @@ def _expm1_minus_x_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[A
     return expm1_minus_x(x), jnp.expm1(x) * dx
 
 
+@jax.custom_jvp
+@jax.jit
+def positive_kl_terms(P: Array, Q: Array, D: Array) -> Array:
+    r"""$P\,h(D/P)$ where $P$ and $Q = P + D$ are positive, at the price of one logarithm and two divisions for each entry."""
+    near = _near(P, D)
+    # log(Q/P) = 2 artanh(s) with s = D/(P+Q), and D - 2Ps = Ds. Series and logarithm are both computed everywhere, of 0 and 1
+    # where the other is meant: a choice between them would become a branch, and lanes of a processor do not branch.
+    d = jnp.where(near, D, 0)
+    s = d / (P + Q)
+    s2 = s * s
+    tail = jnp.zeros_like(s)
+    for k in range(_TERMS, 0, -1):
+        tail = s2 * (1 / (2 * k + 1) + tail)
+    ratio = jnp.minimum(Q / P, jnp.finfo(P.dtype).max)  # beyond it P log(Q/P) is nothing beside Q
+    return s * (d - 2 * P * tail) + (D - d - P * jnp.log(jnp.where(near, 1, ratio)))
+
+
+_TERMS = 10
+"""Of the series in s²; the next one is below rounding where `_near` holds, and |s| at most 1/7."""
+
+
+def _near(P: Array, D: Array) -> Array:
+    return jnp.abs(D) <= P / 4
+
+
+@positive_kl_terms.defjvp
+def _positive_kl_terms_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    """From D's tangent where that is the accurate one, from Q's where D is nearly -P."""
+    (P, Q, D), (dP, dQ, dD) = primals, tangents
+    near, terms = _near(P, D), positive_kl_terms(P, Q, D)
+    by_P = (terms - D * jnp.where(near, D / jnp.where(near, Q, 1), 1)) / P
+    return terms, by_P * dP + D / Q * jnp.where(near, dD, dQ)
+
+
 # --- Kullback-Leibler -------------------------------------------------------------------------------------------
 
 
@@ -79,12 +115,9 @@ def kl_terms(P: Array, Q: Array, D: Array) -> Array:
     the divergence from a law to a nearby mixture exact: there `D` is a small multiple of a known difference.
     """
     inside, possible = P > 0, Q > 0
-    near = inside & (jnp.abs(D) <= P / 2)
-    far = inside & possible & ~near
-    ratio = jnp.where(near, D, 0) / jnp.where(near, P, 1)
-    log_ratio = jnp.log(jnp.where(far, Q, 1)) - jnp.log(jnp.where(far, P, 1))
-    terms = jnp.where(near, P * x_minus_log1p(ratio), D - P * log_ratio)
-    return jnp.where(inside, jnp.where(near | possible, terms, jnp.inf), Q)
+    both = inside & possible
+    terms = positive_kl_terms(jnp.where(both, P, 1), jnp.where(both, Q, 1), D)
+    return jnp.where(inside, jnp.where(possible, terms, jnp.inf), Q)
 
 
 def missing_mass(mass: Array) -> Array:
@@ -93,6 +126,7 @@ def missing_mass(mass: Array) -> Array:
     return jnp.where(jnp.abs(missing) <= NORMALISED_TO * jnp.finfo(mass.dtype).eps, 0, missing)
 
 
+@jax.jit
 def kl(P: Law, Q: Law) -> Float[Array, "*batch"]:
     r"""Kullback-Leibler divergence $\sum_y P\log(P/Q)$.
 
@@ -167,6 +201,7 @@ def binary_kl(a: Array, b: Array) -> Array:
 # --- the rest of the family -------------------------------------------------------------------------------------
 
 
+@jax.jit
 def jensen_shannon(P: Law, Q: Law, w: ArrayLike = 0.5) -> Float[Array, "*batch"]:
     r"""Weighted Jensen-Shannon divergence $w\,\mathrm{KL}(P\|M) + (1-w)\,\mathrm{KL}(Q\|M)$, $M = wP+(1-w)Q$.
 
