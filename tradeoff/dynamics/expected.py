@@ -79,13 +79,24 @@ def _expected(quad: Quadratic, S: Array, h: Array, steps: Array, eta: Array, lam
     drive = jnp.concatenate([b, (1 - keep) * b])
     stir = jnp.block([[N, (1 - keep) * N], [(1 - keep) * N, (1 - keep) ** 2 * N]])
 
-    def step(_: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-        mean, C = at
-        return both @ mean + drive, both @ C @ both.T + stir
-
-    start = jnp.zeros(2 * size), jnp.zeros((2 * size, 2 * size))
-    mean, C = jax.lax.fori_loop(0, steps, step, start)
+    mean, C = _after(steps, both, drive, stir)
     theta, C = quad.theta_s + mean[size:], C[size:, size:]
     excess = Gaps(jnp.sum(quad.H_s * C) / 2, jnp.sum(quad.H_f * C) / 2)
     at = quad.gaps(theta)
     return NoiseFloor(theta, C, Gaps(at.safety + excess.safety, at.capability + excess.capability), excess)
+
+
+def _after(steps: Array, M: Array, b: Array, N: Array) -> tuple[Array, Array]:
+    r"""Mean and covariance after n steps of $x\leftarrow Mx+b+\text{noise}$ from zero, by the powers of two in n.
+
+    Two steps are one of the same form, with $M^2$, $Mb+b$ and $MNM^\top+N$: what n steps do takes log n products.
+    """
+
+    def one_bit(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        left, M, b, N, mean, C = carry
+        odd = left % 2 == 1
+        mean, C = jnp.where(odd, M @ mean + b, mean), jnp.where(odd, M @ C @ M.T + N, C)
+        return left // 2, M @ M, M @ b + b, M @ N @ M.T + N, mean, C
+
+    start = (steps, M, b, N, jnp.zeros_like(b), jnp.zeros_like(N))
+    return jax.lax.while_loop(lambda carry: carry[0] > 0, one_bit, start)[-2:]
