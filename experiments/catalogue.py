@@ -7,6 +7,9 @@ import sys
 from dataclasses import dataclass
 from types import ModuleType
 
+TOY = 1.0
+"""The most minutes that a toy takes."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -15,13 +18,13 @@ class Entry:
     Attributes:
         name: of both modules.
         checkpoint: whether it trains or measures a checkpoint.
-        slow: whether it takes minutes all the same: a small transformer is trained many times.
+        minutes: that it takes, about, where it is no checkpoint's; what takes longer begins earlier.
         needs: an environment variable without which it cannot be made, and is left out unless it is asked for by name.
     """
 
     name: str
     checkpoint: bool = False
-    slow: bool = False
+    minutes: float = 0.2
     needs: str = ""
 
     @property
@@ -36,19 +39,19 @@ class Entry:
 
 
 CATALOGUE = (
-    Entry("theorems"),
+    Entry("theorems", minutes=0.8),
     Entry("e1_gap_against_penalty"),
     Entry("e2_context_overlap"),
     Entry("e3_parameter_constraint"),
     Entry("e4_over_penalising"),
     Entry("e5_real_checkpoint", checkpoint=True),
-    Entry("e6_landscape"),
+    Entry("e6_landscape", minutes=0.4),
     Entry("e6_checkpoint", checkpoint=True),
     Entry("e7_optimisation"),
-    Entry("e7_hypotheses"),
-    Entry("e7_text", slow=True),
-    Entry("e8_league"),
-    Entry("e8_text", slow=True),
+    Entry("e7_hypotheses", minutes=0.5),
+    Entry("e7_text", minutes=2.5),
+    Entry("e8_league", minutes=1),
+    Entry("e8_text", minutes=5),
     Entry("e8_checkpoint", checkpoint=True),
     Entry("e9_real_data", checkpoint=True, needs="TRADEOFF_DATA"),
     Entry("e10_overlap_of_meaning", checkpoint=True),
@@ -59,9 +62,9 @@ def everything(toy: bool) -> list[Entry]:
     """What runs where nothing is named; what lacks something is left out, and that is said.
 
     Args:
-        toy: whether to leave out what trains or measures a checkpoint, and what is slow.
+        toy: whether to leave out what trains or measures a checkpoint, and what takes more than `TOY` minutes.
     """
-    chosen = [one for one in CATALOGUE if not (toy and (one.checkpoint or one.slow))]
+    chosen = [one for one in CATALOGUE if not (toy and (one.checkpoint or one.minutes > TOY))]
     for one in chosen:
         if lacks(one):
             print(

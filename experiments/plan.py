@@ -31,6 +31,7 @@ class Job:
         makes: files, relative to the folder of the results; data first.
         after: files that must be there before.
         checkpoint: whether it trains or measures a checkpoint.
+        priority: jobs of a higher one begin earlier.
     """
 
     experiment: str
@@ -38,6 +39,7 @@ class Job:
     makes: tuple[str, ...]
     after: tuple[str, ...]
     checkpoint: bool
+    priority: int
 
 
 def plan(chosen: Sequence[Entry]) -> list[Job]:
@@ -47,7 +49,7 @@ def plan(chosen: Sequence[Entry]) -> list[Job]:
     def add_cell(one: Entry, cell: Cell) -> str:
         path = str(result_file(one, cell))
         after = tuple(map(add_named, cell.after))
-        jobs[one.name, cell.name] = Job(one.name, cell.name, (path,), after, one.checkpoint)
+        jobs[one.name, cell.name] = Job(one.name, cell.name, (path,), after, one.checkpoint, 0)
         return path
 
     def add_named(name: str) -> str:
@@ -61,7 +63,7 @@ def plan(chosen: Sequence[Entry]) -> list[Job]:
         after = tuple(add_cell(one, cell) for cell in cells)
         makes = tuple(map(str, (result_file(one), *figure_files(one))))
         # A result that is put together from cells costs little: it needs no machine to itself.
-        jobs[one.name, ""] = Job(one.name, "", makes, after, one.checkpoint and not cells)
+        jobs[one.name, ""] = Job(one.name, "", makes, after, one.checkpoint and not cells, round(100 * one.minutes))
     return list(jobs.values())
 
 
