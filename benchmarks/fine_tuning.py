@@ -259,7 +259,7 @@ BENCHMARKS = (
         error_of_loss(SHALLOW, ALL),
         1e-3,
         {TRAINER: 1.0},
-        repeats=2,
+        repeats=1,
     ),
     Benchmark(
         "fine_tuning_upper_layers",
