@@ -26,7 +26,7 @@ NORMALISED_TO = 2.0**12
 """A row whose mass is one to within this many units of rounding is read as a probability law."""
 
 
-# --- two functions that cancel near zero, computed without cancelling -------------------------------------------
+# --- functions that cancel near zero, computed without cancelling ------------------------------------------------
 
 
 @jax.custom_jvp
@@ -69,6 +69,10 @@ def _expm1_minus_x_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[A
     return expm1_minus_x(x), jnp.expm1(x) * dx
 
 
+_TERMS = 10
+"""Of the series of `positive_kl_terms` in s², where |s| is at most 1/7; the next one is below rounding."""
+
+
 @jax.custom_jvp
 @jax.jit
 def positive_kl_terms(P: Array, Q: Array, D: Array) -> Array:
@@ -84,10 +88,6 @@ def positive_kl_terms(P: Array, Q: Array, D: Array) -> Array:
         tail = s2 * (1 / (2 * k + 1) + tail)
     ratio = jnp.minimum(Q / P, jnp.finfo(P.dtype).max)  # beyond it P log(Q/P) is nothing beside Q
     return s * (d - 2 * P * tail) + (D - d - P * jnp.log(jnp.where(near, 1, ratio)))
-
-
-_TERMS = 10
-"""Of the series in s²; the next one is below rounding where `_near` holds, and |s| at most 1/7."""
 
 
 def _near(P: Array, D: Array) -> Array:
