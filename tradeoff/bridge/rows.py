@@ -263,6 +263,5 @@ def _score(rows: Sequence[Row], checkpoint: Checkpoint, whole: bool) -> np.ndarr
 
 
 def predicting(values: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """What stands at the positions that predict the answers' tokens, row after row, of (R, T, ...)."""
     """Out of values at every token read, (R, T, ...), those at the tokens that predict the answers, (answer tokens, ...)."""
     return torch.cat([values[i, len(row.prompt) - 1 : len(row.read)] for i, row in enumerate(rows)])

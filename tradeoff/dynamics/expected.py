@@ -99,4 +99,5 @@ def _after(steps: Array, M: Array, b: Array, N: Array) -> tuple[Array, Array]:
         return left // 2, M @ M, M @ b + b, M @ N @ M.T + N, mean, C
 
     start = (steps, M, b, N, jnp.zeros_like(b), jnp.zeros_like(N))
-    return jax.lax.while_loop(lambda carry: carry[0] > 0, one_bit, start)[-2:]
+    *_, mean, C = jax.lax.while_loop(lambda carry: carry[0] > 0, one_bit, start)
+    return mean, C
