@@ -69,7 +69,7 @@ class Settings:
     penalties: tuple[float, ...] = (0.1, 1.0, 10.0)
     radii: tuple[float, ...] = (0.25, 0.5)
     align_rows: int = 240
-    align_steps: int = 40
+    align_steps: int = 60
     steps: int = 16
     rows: int = 4
     held: int = 12
@@ -120,6 +120,7 @@ def make(settings: Settings, name: str, folder: Path, progress: bool) -> xr.Data
     data, asked = read(settings, task)
     base = bridge.load(settings.checkpoint)
     watched = {"capability": data["held task"], "safety": data["held safety"]}
+    lower = bridge.LowerStates(base, settings.upper_layers)  # no run changes what lies below
 
     def train(
         begun: bridge.Checkpoint, label: str, recipe: bridge.Recipe, average: bool = False, **rows: bridge.Data
@@ -132,12 +133,14 @@ def make(settings: Settings, name: str, folder: Path, progress: bool) -> xr.Data
             strategy=registry.get("ema").make({}) if average else None,
             measure=watched,
             measure_every=recipe.steps,
+            lower=lower,
             folder=_place(settings, folder, label),
             progress=progress,
         )
 
     alignment = _recipe(settings, seed, stage="alignment", steps=settings.align_steps)
-    start = bridge.merged(base, train(base, f"aligned-{seed}", alignment, safety=data["aligned on"]))
+    aligned = train(base, f"aligned-{seed}", alignment, safety=data["aligned on"])
+    start = bridge.merged(base, aligned)
     flights = {
         proxy: bridge.preflight_data(
             start,
@@ -147,6 +150,7 @@ def make(settings: Settings, name: str, folder: Path, progress: bool) -> xr.Data
             data[proxy].subset(settings.held, seed),
             settings.penalties,
             dimensions=settings.dimensions,
+            lower=lower,
             progress=progress,
         )
         for proxy in (NEAR, FAR)
@@ -161,7 +165,14 @@ def make(settings: Settings, name: str, folder: Path, progress: bool) -> xr.Data
         flight = flights[proxy]
         foretold = None if way == "average" else flight.predict(recipe.penalty, recipe.radius)
         parts[way] = _measured(start, tuned, foretold, asked, progress)
-    return stacked(parts, "way")
+    found = stacked(parts, "way")
+    found["safety_unaligned"] = ((), aligned.losses["safety"][0], {"units": "nats per token"})
+    found["refused_before"] = (
+        (),
+        _refused(start, asked, progress),
+        {"long_name": "refused, of the aligned checkpoint"},
+    )
+    return found
 
 
 def gather(settings: Settings, parts: Mapping[str, xr.Dataset]) -> xr.Dataset:
@@ -228,7 +239,7 @@ def _measured(
     progress: bool,
 ) -> xr.Dataset:
     after = bridge.merged(start, tuned)
-    refused = float(np.mean(refusal_log_odds(after, asked, progress) > 0))
+    refused = _refused(after, asked, progress)
     nats, unasked = {"units": "nats per token"}, {"missing": "nothing is foretold of an average"}
     nothing = np.nan
     return xr.Dataset(
@@ -249,6 +260,10 @@ def _measured(
             "seconds": ((), float(np.median(tuned.seconds)), {"units": "s per step"}),
         }
     )
+
+
+def _refused(checkpoint: bridge.Checkpoint, asked: bridge.Prompts, progress: bool) -> float:
+    return float(np.mean(refusal_log_odds(checkpoint, asked, progress) > 0))
 
 
 def _recipe(settings: Settings, seed: int, **changes: object) -> bridge.Recipe:

@@ -17,6 +17,7 @@ from tradeoff.bridge import Recipe, Sampling, data, data_finetuning, rows
 from tradeoff.bridge.answers import Answers
 from tradeoff.bridge.data_engine import DataEngine, drawn
 from tradeoff.bridge.live import Live
+from tradeoff.bridge.lower import LowerStates
 from tradeoff.bridge.trainable import trainable
 from tradeoff.strategies import ALIGNMENT, EMA, EWC, SAFETY, TASK, Booster, SafeGrad, Weighted
 from tradeoff.tolerances import EXACT, MODEL_GRADIENT
@@ -93,9 +94,10 @@ def test_the_pull_towards_the_start_is_the_divergences_gradient(checkpoint, safe
 
 def test_what_lower_layers_made_is_kept_and_rows_share_batches_freely(checkpoint, task):
     encoded = rows.encode(checkpoint, task)
-    answers = Answers(checkpoint, encoded, 1, 10_000)
+    lower = LowerStates(checkpoint, 1)
+    answers = Answers(checkpoint, encoded, 1, 10_000, lower)
     together = answers.log_probabilities(range(len(encoded)))
-    assert set(answers._below) == set(range(len(encoded)))
+    assert len(lower) == len({row.read for row in encoded})
     alone = Answers(checkpoint, encoded, None, 1)
     apart = torch.cat([alone.log_probabilities([place]) for place in range(len(encoded))])
     np.testing.assert_allclose(together, apart, rtol=EXACT.relative)
@@ -148,6 +150,7 @@ from tests.bridge import test_data_finetuning as here
 from tests.bridge.tiny_models import text_world
 from tradeoff import bridge
 from tradeoff.bridge.live import Live
+from tradeoff.bridge.lower import LowerStates
 pull, asked = Live.pulled, []
 def pulled(*given):
     asked.append(1)

@@ -40,6 +40,7 @@ def test_every_way_is_measured_and_foretold_and_its_figure_drawn(settings, tmp_p
     assert np.all(ball <= 0.5 * plain * (1 + 1e-5))
     assert np.all(data.safety_before == data.safety_before.isel(way=0))  # all start at one aligned checkpoint
     assert len(np.unique(data.safety_before)) == 2  # which is another for each seed
+    assert np.all(data.safety_before < data.safety_unaligned)
     assert np.isnan(data.foretold_safety.sel(way="average")).all()
     assert np.isfinite(data.foretold_safety.drop_sel(way="average")).all()
     data.attrs |= studies.provenance(settings)

@@ -39,6 +39,7 @@ from tradeoff.bridge.finetuning import Recipe as Recipe
 from tradeoff.bridge.finetuning import adapted as adapted
 from tradeoff.bridge.finetuning import finetune as finetune
 from tradeoff.bridge.finetuning import identity as identity
+from tradeoff.bridge.lower import LowerStates as LowerStates
 from tradeoff.bridge.measuring import Measurement as Measurement
 from tradeoff.bridge.measuring import MeasureSettings as MeasureSettings
 from tradeoff.bridge.measuring import data_gap as data_gap

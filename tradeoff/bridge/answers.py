@@ -1,8 +1,4 @@
-"""The answers of instruction data under a checkpoint whose upper layers are trained: their loss and its gradient.
-
-What the frozen lower layers make of a row never changes, so it is computed once, when the row is first seen, and kept. Each
-row goes through them by itself, so that what is kept does not depend on what shared its batch.
-"""
+"""The answers of instruction data under a checkpoint whose upper layers are trained: their loss and its gradient."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,11 +6,9 @@ import torch
 
 from tradeoff.bridge import policy, scoring
 from tradeoff.bridge.checkpoints import Checkpoint
+from tradeoff.bridge.lower import LowerStates, causal
 from tradeoff.bridge.objective import first_adapted, through
 from tradeoff.bridge.rows import Row, head_is_whole, predicting, predicting_states
-
-KEPT_BYTES = 2**30
-"""Memory for what lower layers made of rows; rows beyond it are computed each time."""
 
 
 class Answers:
@@ -25,12 +19,20 @@ class Answers:
         rows: the data in its tokens.
         upper_layers: how many layers, counted from the top, are trained; `None` for all.
         tokens: in one forward pass, padding included; it changes memory and speed, and results by rounding only.
+        lower: what the frozen layers make of rows, shared with others; its own where none is given.
 
     Raises:
         ValueError: when logits are more than the output embeddings make of the last states.
     """
 
-    def __init__(self, checkpoint: Checkpoint, rows: Sequence[Row], upper_layers: int | None, tokens: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        rows: Sequence[Row],
+        upper_layers: int | None,
+        tokens: int,
+        lower: LowerStates | None = None,
+    ) -> None:
         if not head_is_whole(checkpoint):
             raise ValueError(
                 f"{checkpoint.name} caps or scales its logits after its output embeddings, and training on data does not know "
@@ -39,8 +41,7 @@ class Answers:
         self.rows, self.tokens = tuple(rows), tokens
         self._checkpoint, self._head = checkpoint, checkpoint.model.get_output_embeddings()
         self._lowest = first_adapted(checkpoint, upper_layers)
-        self._below: dict[int, torch.Tensor] = {}
-        self._kept = 0
+        self._lower = LowerStates(checkpoint, upper_layers) if lower is None else lower
         config, longest = checkpoint.model.config, max(len(row.read) for row in self.rows)
         window = getattr(config, "sliding_window", None)
         self._by_layers = config.model_type in policy.PACKED_ARCHITECTURES and (window is None or longest <= window)
@@ -103,9 +104,8 @@ class Answers:
         if not self._by_layers:
             return predicting_states(self._checkpoint, rows)
         trunk = self._checkpoint.model.base_model
-        lower = [self._under(place) for place in places]
-        hidden = torch.nn.utils.rnn.pad_sequence(lower, batch_first=True)
-        hidden = through(trunk.layers[self._lowest :], hidden, *_causal(trunk, hidden))
+        hidden = torch.nn.utils.rnn.pad_sequence([self._lower.of(row) for row in rows], batch_first=True)
+        hidden = through(trunk.layers[self._lowest :], hidden, *causal(trunk, hidden))
         return trunk.norm(predicting(hidden, rows))
 
     def batches(self, places: Sequence[int]) -> Iterator[list[int]]:
@@ -119,20 +119,6 @@ class Answers:
             batch.append(place)
         if batch:
             yield batch
-
-    def _under(self, place: int) -> torch.Tensor:
-        """What the frozen layers make of a row, shape (tokens, H)."""
-        if place in self._below:
-            return self._below[place]
-        trunk = self._checkpoint.model.base_model
-        with torch.no_grad():
-            hidden = trunk.embed_tokens(torch.tensor([self.rows[place].read], device=self._checkpoint.device))
-            found = through(trunk.layers[: self._lowest], hidden, *_causal(trunk, hidden))[0]
-        size = found.numel() * found.element_size()
-        if self._kept + size <= KEPT_BYTES:
-            self._below[place] = found
-            self._kept += size
-        return found
 
     def _scored(
         self, places: Sequence[int], states: torch.Tensor, cost: torch.Tensor | None
@@ -156,11 +142,3 @@ class Answers:
     def _chunk(self, states: torch.Tensor) -> int:
         """How many states at a time, where two tables over the vocabulary are made of each."""
         return max(1, scoring.CHUNK_BYTES // (2 * self._head.weight.shape[0] * max(4, states.element_size())))
-
-
-def _causal(trunk: torch.nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, object]:
-    """The mask, positions and rotations of rows that are padded on the right: padding comes last and is seen by none."""
-    length = hidden.shape[1]
-    positions = torch.arange(length, device=hidden.device)[None]
-    mask = torch.full((length, length), torch.finfo(hidden.dtype).min, dtype=hidden.dtype, device=hidden.device).triu(1)
-    return mask[None, None], positions, trunk.rotary_emb(hidden, position_ids=positions)  # pyright: ignore[reportCallIssue]

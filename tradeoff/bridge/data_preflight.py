@@ -8,6 +8,7 @@ from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.data import Data
 from tradeoff.bridge.data_engine import Sampling
 from tradeoff.bridge.data_tangent import data_tangents
+from tradeoff.bridge.lower import LowerStates
 from tradeoff.bridge.preflight import PENALTIES, Preflight, check, foretold
 from tradeoff.bridge.recipe import Recipe
 
@@ -22,6 +23,7 @@ def preflight_data(
     radii: Sequence[float] | None = None,
     budget: float = 0.1,
     dimensions: int = 8,
+    lower: LowerStates | None = None,
     progress: bool = False,
 ) -> Preflight:
     """Foretell the curves of `preflight` on instruction data: mean losses per token of the answers stand for the gaps.
@@ -38,6 +40,7 @@ def preflight_data(
         radii: as in `preflight`.
         budget: rise of the safety loss that is accepted, nats per token, ≥ 0.
         dimensions: of the subspace, at least 2, with a proxy 3.
+        lower: as in `finetune_data`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -52,7 +55,7 @@ def preflight_data(
     data = {"capability": task, "safety": safety} | ({} if proxy is None else {"proxy": proxy})
     with (
         tqdm(total=(dimensions + 1) * len(data), desc="curvature products", disable=not progress) as bar,
-        data_tangents(checkpoint, data, recipe, bar.update) as around,
+        data_tangents(checkpoint, data, recipe, bar.update, lower) as around,
     ):
         found = foretold(around, recipe, penalties, radii, budget, dimensions)
         return Preflight(

@@ -18,6 +18,7 @@ from tradeoff.bridge.curvature import PRECISIONS, norms_in_float64
 from tradeoff.bridge.data import Data
 from tradeoff.bridge.flat import Flat, flattened
 from tradeoff.bridge.local_losses import KINDS, Vector
+from tradeoff.bridge.lower import LowerStates
 from tradeoff.bridge.recipe import Recipe
 from tradeoff.bridge.rows import encode
 from tradeoff.bridge.trainable import trainable
@@ -30,14 +31,19 @@ class DataTangents:
     """`local_losses.Tangents` of a checkpoint on data; see `data_tangents`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, data: Mapping[str, Data], recipe: Recipe, on_product: Callable[[], object]
+        self,
+        checkpoint: Checkpoint,
+        data: Mapping[str, Data],
+        recipe: Recipe,
+        on_product: Callable[[], object],
+        lower: LowerStates | None,
     ) -> None:
         self.flat = Flat(checkpoint)
         self.kinds: tuple[str, ...] = tuple(kind for kind in KINDS if kind in data)
         self.gradients = self.products = 0
         self._checkpoint, self._on_product = checkpoint, on_product
         self._answers = {
-            kind: Answers(checkpoint, encode(checkpoint, data[kind]), recipe.upper_layers, TOKENS)
+            kind: Answers(checkpoint, encode(checkpoint, data[kind]), recipe.upper_layers, TOKENS, lower)
             for kind in self.kinds
         }
 
@@ -112,7 +118,11 @@ class DataTangents:
 
 @contextmanager
 def data_tangents(
-    checkpoint: Checkpoint, data: Mapping[str, Data], recipe: Recipe, on_product: Callable[[], object] = lambda: None
+    checkpoint: Checkpoint,
+    data: Mapping[str, Data],
+    recipe: Recipe,
+    on_product: Callable[[], object] = lambda: None,
+    lower: LowerStates | None = None,
 ) -> Iterator[DataTangents]:
     """The losses of data around a checkpoint, over what a recipe would train; the checkpoint is left as it was.
 
@@ -121,6 +131,7 @@ def data_tangents(
         data: "capability", "safety" and, where it differs, "proxy".
         recipe: what is trained: rank, upper layers and seed.
         on_product: called at each product, to show progress.
+        lower: what the layers below the trained ones make of rows, shared with others.
 
     Yields:
         What `local_losses.expand` takes.
@@ -133,5 +144,7 @@ def data_tangents(
             f"{checkpoint.name} is in {checkpoint.dtype}; second derivatives need float32 or float64: load it with "
             "dtype=torch.float32."
         )
+    if lower is not None:
+        lower.check(checkpoint, recipe.upper_layers)
     with trainable(checkpoint, recipe.rank, recipe.upper_layers, recipe.seed):
-        yield DataTangents(checkpoint, data, recipe, on_product)
+        yield DataTangents(checkpoint, data, recipe, on_product, lower)
