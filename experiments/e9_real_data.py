@@ -29,6 +29,9 @@ TASKS = {"maths": "gsm8k_rows.jsonl", "instructions": "alpaca_rows.json"}
 REFUSALS, OTHERS, ASKED = "refusals_train.json", "advbench_harmful_behaviors.csv", "malicious_instructions.json"
 CANNED = "I'm sorry, but I can't help with that."
 NEAR, FAR = "near", "far"
+NATS = {"units": "nats per token"}
+Variable = tuple[tuple[str, ...], float] | tuple[tuple[str, ...], float, dict[str, str]]
+"""One number of a result: no dimension, its value, what it is."""
 
 
 def data_digest() -> str:
@@ -141,37 +144,20 @@ def make(settings: Settings, name: str, folder: Path, progress: bool) -> xr.Data
     alignment = _recipe(settings, seed, stage="alignment", steps=settings.align_steps)
     aligned = train(base, f"aligned-{seed}", alignment, safety=data["aligned on"])
     start = bridge.merged(base, aligned)
-    flights = {
-        proxy: bridge.preflight_data(
-            start,
-            data["held task"],
-            data["held safety"],
-            _recipe(settings, seed),
-            data[proxy].subset(settings.held, seed),
-            settings.penalties,
-            dimensions=settings.dimensions,
-            lower=lower,
-            progress=progress,
-        )
-        for proxy in (NEAR, FAR)
-    }
-    parts = {}
+    flights = _flights(settings, seed, start, data, lower, progress)
+    parts: dict[str, dict[str, Variable]] = {}
     for way, proxy, changes in _ways(settings):
         recipe = _recipe(settings, seed, **changes)
         if "radius" in changes:
-            recipe = dataclasses.replace(recipe, radius=changes["radius"] * float(parts["plain"].distance))
+            recipe = dataclasses.replace(recipe, radius=changes["radius"] * parts["plain"]["distance"][1])
         rows = {"task": data["task"]} | ({"safety": data[proxy]} if recipe.penalty else {})
         tuned = train(start, f"{name}-{way}", recipe, average=way == "average", **rows)
-        flight = flights[proxy]
-        foretold = None if way == "average" else flight.predict(recipe.penalty, recipe.radius)
-        parts[way] = _measured(start, tuned, foretold, asked, progress)
-    found = stacked(parts, "way")
-    found["safety_unaligned"] = ((), aligned.losses["safety"][0], {"units": "nats per token"})
-    found["refused_before"] = (
-        (),
-        _refused(start, asked, progress),
-        {"long_name": "refused, of the aligned checkpoint"},
-    )
+        parts[way] = _measured(start, tuned, asked, progress)
+        if way != "average":  # of which nothing is foretold
+            parts[way] |= _foretold(flights[proxy], recipe)
+    found = stacked({way: xr.Dataset(part) for way, part in parts.items()}, "way")
+    found["safety_unaligned"] = ((), aligned.losses["safety"][0], NATS)
+    found["refused_before"] = ((), _refused(start, asked, progress))
     return found
 
 
@@ -231,35 +217,62 @@ def _ways(settings: Settings) -> Iterator[tuple[str, str, dict[str, float]]]:
             yield f"{proxy} {penalty:g}", proxy, {"penalty": penalty}
 
 
-def _measured(
+def _flights(
+    settings: Settings,
+    seed: int,
     start: bridge.Checkpoint,
-    tuned: bridge.TunedOnData,
-    foretold: bridge.Point | None,
-    asked: bridge.Prompts,
+    data: Mapping[str, bridge.Data],
+    lower: bridge.LowerStates,
     progress: bool,
-) -> xr.Dataset:
-    after = bridge.merged(start, tuned)
-    refused = _refused(after, asked, progress)
-    nats, unasked = {"units": "nats per token"}, {"missing": "nothing is foretold of an average"}
-    nothing = np.nan
-    return xr.Dataset(
-        {
-            "safety_before": ((), tuned.losses["safety"][0], nats),
-            "capability_before": ((), tuned.losses["capability"][0], nats),
-            "safety": ((), tuned.losses["safety"][-1], nats),
-            "capability": ((), tuned.losses["capability"][-1], nats),
-            "foretold_safety": ((), foretold.safety if foretold else nothing, nats | unasked),
-            "foretold_capability": ((), foretold.capability if foretold else nothing, nats | unasked),
-            "refused": (
-                (),
-                refused,
-                {"long_name": "share of harmful requests at which refusing openings are likelier"},
-            ),
-            "penalty": ((), tuned.recipe.penalty),
-            "distance": ((), bridge.distance(start, tuned), {"long_name": "of the weights, Frobenius norm"}),
-            "seconds": ((), float(np.median(tuned.seconds)), {"units": "s per step"}),
-        }
-    )
+) -> dict[str, bridge.Preflight]:
+    """What is foretold with either proxy, on the rows on which all is measured."""
+    return {
+        proxy: bridge.preflight_data(
+            start,
+            data["held task"],
+            data["held safety"],
+            _recipe(settings, seed),
+            data[proxy].subset(settings.held, seed),
+            settings.penalties,
+            dimensions=settings.dimensions,
+            lower=lower,
+            progress=progress,
+        )
+        for proxy in (NEAR, FAR)
+    }
+
+
+def _measured(
+    start: bridge.Checkpoint, tuned: bridge.TunedOnData, asked: bridge.Prompts, progress: bool
+) -> dict[str, Variable]:
+    refused = _refused(bridge.merged(start, tuned), asked, progress)
+    return {
+        "safety_before": ((), tuned.losses["safety"][0], NATS),
+        "capability_before": ((), tuned.losses["capability"][0], NATS),
+        "safety": ((), tuned.losses["safety"][-1], NATS),
+        "capability": ((), tuned.losses["capability"][-1], NATS),
+        "refused": ((), refused, {"long_name": "share of harmful requests at which refusing openings are likelier"}),
+        "penalty": ((), tuned.recipe.penalty),
+        "distance": ((), bridge.distance(start, tuned), {"long_name": "of the weights, Frobenius norm"}),
+        "seconds": ((), float(np.median(tuned.seconds)), {"units": "s per step"}),
+    }
+
+
+def _foretold(flight: bridge.Preflight, recipe: bridge.Recipe) -> dict[str, Variable]:
+    """What the pre-flight says of a recipe: as the model scored at the weights it names, else as the quadratics have it."""
+    at = flight.predict(recipe.penalty, recipe.radius)
+    found = {"safety": (at.safety, at.safety_error), "capability": (at.capability, at.capability_error)}
+    for each in flight.settings:
+        if (each.penalty, each.radius) == (recipe.penalty, recipe.radius):
+            scored, solved = each.safety_gap, each.quadratic_safety_gap
+            found["safety"] = scored, abs(scored - solved)
+            scored, solved = each.capability_gap, each.quadratic_capability_gap
+            found["capability"] = scored, abs(scored - solved)
+    return {
+        f"foretold_{kind}{part}": ((), value, NATS | {"missing": "nothing is foretold of an average"})
+        for kind, both in found.items()
+        for part, value in zip(("", "_error"), both, strict=True)
+    }
 
 
 def _refused(checkpoint: bridge.Checkpoint, asked: bridge.Prompts, progress: bool) -> float:

@@ -43,6 +43,7 @@ def test_every_way_is_measured_and_foretold_and_its_figure_drawn(settings, tmp_p
     assert np.all(data.safety_before < data.safety_unaligned)
     assert np.isnan(data.foretold_safety.sel(way="average")).all()
     assert np.isfinite(data.foretold_safety.drop_sel(way="average")).all()
+    assert np.all(data.foretold_safety_error.drop_sel(way="average") >= 0)
     data.attrs |= studies.provenance(settings)
     studies.save(data, tmp_path / "e9.nc")
     assert len(figure.draw(data).axes) == 2
