@@ -70,54 +70,52 @@ def _expm1_minus_x_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[A
 
 
 _TERMS = 10
-"""Of the series of `positive_kl_terms` in s², where |s| is at most 1/7; the next one is below rounding."""
-
-
-@jax.custom_jvp
-@jax.jit
-def positive_kl_terms(P: Array, Q: Array, D: Array) -> Array:
-    r"""$P\,h(D/P)$ where $P$ and $Q = P + D$ are positive, at the price of one logarithm and two divisions for each entry."""
-    near = _near(P, D)
-    # log(Q/P) = 2 artanh(s) with s = D/(P+Q), and D - 2Ps = Ds. Series and logarithm are both computed everywhere, of 0 and 1
-    # where the other is meant: a choice between them would become a branch, and lanes of a processor do not branch.
-    d = jnp.where(near, D, 0)
-    s = d / (P + Q)
-    s2 = s * s
-    tail = jnp.zeros_like(s)
-    for k in range(_TERMS, 0, -1):
-        tail = s2 * (1 / (2 * k + 1) + tail)
-    ratio = jnp.minimum(Q / P, jnp.finfo(P.dtype).max)  # beyond it P log(Q/P) is nothing beside Q
-    return s * (d - 2 * P * tail) + (D - d - P * jnp.log(jnp.where(near, 1, ratio)))
-
-
-def _near(P: Array, D: Array) -> Array:
-    return jnp.abs(D) <= P / 4
-
-
-@positive_kl_terms.defjvp
-def _positive_kl_terms_jvp(
-    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array]:
-    """From D's tangent where that is the accurate one, from Q's where D is nearly -P."""
-    (P, Q, D), (dP, dQ, dD) = primals, tangents
-    near, terms = _near(P, D), positive_kl_terms(P, Q, D)
-    by_P = (terms - D * jnp.where(near, D / jnp.where(near, Q, 1), 1)) / P
-    return terms, by_P * dP + D / Q * jnp.where(near, dD, dQ)
+"""Of the series of `kl_terms` in s², where |s| is at most 1/7; the next one is below rounding."""
 
 
 # --- Kullback-Leibler -------------------------------------------------------------------------------------------
 
 
+@jax.custom_jvp
+@jax.jit
 def kl_terms(P: Array, Q: Array, D: Array) -> Array:
     r"""$P\log(P/Q) - P + Q$, entry by entry, given $D = Q - P$ as accurately as the caller knows it.
 
     An entry is never negative; it is `Q` where `P = 0` and `inf` where only `Q = 0`. Handing `D` over is what keeps
     the divergence from a law to a nearby mixture exact: there `D` is a small multiple of a known difference.
     """
-    inside, possible = P > 0, Q > 0
-    both = inside & possible
-    terms = positive_kl_terms(jnp.where(both, P, 1), jnp.where(both, Q, 1), D)
-    return jnp.where(inside, jnp.where(possible, terms, jnp.inf), Q)
+    both, near = _both_and_near(P, Q, D)
+    positive = jnp.where(both, P, 1)
+    # log(Q/P) = 2 artanh(s) with s = D/(P+Q), and D - 2Ps = Ds. Series and logarithm are both computed everywhere, of 0 and 1
+    # where the other is meant: a choice between them would become a branch, and lanes of a processor do not branch.
+    d = jnp.where(near, D, 0)
+    s = d / (positive + Q)
+    s2 = s * s
+    tail = jnp.zeros_like(s)
+    for k in range(_TERMS, 0, -1):
+        tail = s2 * (1 / (2 * k + 1) + tail)
+    beside = jnp.where(both, s * (d - 2 * positive * tail) + (D - d), jnp.where(P > 0, jnp.inf, Q))
+    ratio = jnp.minimum(Q / positive, jnp.finfo(P.dtype).max)  # beyond it P log(Q/P) is nothing beside Q
+    # Nothing is chosen behind the logarithm, so that it and the sum that follows are one of XLA's fast kernels.
+    return beside - P * jnp.log(jnp.where(both & ~near, ratio, 1))
+
+
+def _both_and_near(P: Array, Q: Array, D: Array) -> tuple[Array, Array]:
+    """Where both laws have mass, and where they are so near that the series is meant."""
+    both = (P > 0) & (Q > 0)
+    return both, both & (jnp.abs(D) <= P / 4)
+
+
+@kl_terms.defjvp
+def _kl_terms_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    """From D's tangent where that is the accurate one, from Q's where D is nearly -P."""
+    (P, Q, D), (dP, dQ, dD) = primals, tangents
+    terms = kl_terms(P, Q, D)
+    both, near = _both_and_near(P, Q, D)
+    by_Q = D / jnp.where(both, Q, 1)
+    by_P = (jnp.where(both, terms, 0) - D * jnp.where(near, by_Q, 1)) / jnp.where(both, P, 1)
+    inside = by_P * dP + by_Q * jnp.where(near, dD, dQ)
+    return terms, jnp.where(both, inside, jnp.where(P > 0, 0, dQ))
 
 
 def missing_mass(mass: Array) -> Array:

@@ -153,11 +153,12 @@ def _gap(law: DataLaw, log_policy: Array) -> Array:
 
 
 def weighted(weights: Array, values: Array) -> Array:
-    """`Σ weights · values` over contexts, where a weight of zero silences even an infinite value.
+    """`Σ weights · values` over contexts, the first axis, where a weight of zero silences even an infinite value.
 
     An infinite sum has the derivative 0, so that it spoils no other derivative.
     """
+    weights = weights[(..., *[None] * (values.ndim - 1))]
     heard = ~(weights <= 0)  # NaN is heard: a mistake in a law must not read as a gap of zero
     infinite = jnp.isposinf(values)
-    total = jnp.sum(jnp.where(heard, weights * jnp.where(heard & ~infinite, values, 0), 0))
-    return jnp.where(jnp.any(heard & infinite), jnp.inf, total)
+    total = jnp.sum(jnp.where(heard, weights * jnp.where(heard & ~infinite, values, 0), 0), axis=0)
+    return jnp.where(jnp.any(heard & infinite, axis=0), jnp.inf, total)

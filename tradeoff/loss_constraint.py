@@ -12,12 +12,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from tradeoff import divergences as dv
 from tradeoff._records import Numbers, is_concrete
 from tradeoff.gaps import Gaps, weighted
 from tradeoff.worlds.world import World
+
+CACHED, ABREAST = 2**17, 8
+"""Entries of a table of contexts, responses and penalties that is handled at a time; numbers that a processor adds at a time."""
 
 LOG_PENALTIES = (-700.0, 700.0)
 """The range of log λ that inverses search: beyond it a penalty is 0 or infinite in float64."""
@@ -114,19 +117,20 @@ def proxy_gap(world: World, lam: Numbers) -> Float[Array, "*L"]:
     return _sweep(world, check_penalty(lam))["proxy"]
 
 
-def mixture_weights(world: World, lam: ArrayLike) -> tuple[Float[Array, " X"], Float[Array, " X"]]:
+def mixture_weights(world: World, lam: Numbers) -> tuple[Float[Array, "X *L"], Float[Array, "X *L"]]:
     r"""The weights $\hat w_\lambda$ of the task and $1-\hat w_\lambda$ of the proxy in every context, each exact when tiny.
 
     Args:
         world: the world.
-        lam: a scalar penalty in [0, inf].
+        lam: penalties in [0, inf], a scalar or shape (L,).
 
     Returns:
-        Two arrays of shape (X,).
+        Two arrays of shape (X,) or (X, L).
     """
-    p_f, p_s = world.capability.p, world.training_safety.p
+    lam = jnp.asarray(lam, jnp.float64)
+    p_f, p_s = _with_lanes(world.capability.p, lam), _with_lanes(world.training_safety.p, lam)
     f, s = p_f > 0, p_s > 0
-    log_odds = jnp.log(jnp.where(f, p_f, 1)) - jnp.log(jnp.where(s, p_s, 1)) - _log(jnp.asarray(lam, jnp.float64))
+    log_odds = jnp.log(jnp.where(f, p_f, 1)) - jnp.log(jnp.where(s, p_s, 1)) - _log(lam)[None]
     share, rest = _shares(log_odds)
     return jnp.where(f, jnp.where(s, share, 1), 0), jnp.where(f, jnp.where(s, rest, 0), 1)
 
@@ -284,28 +288,43 @@ def _optimal_policy(world: World, lam: Array) -> Array:
 
 
 def _gaps_at(world: World, lam: Array) -> dict[str, Array]:
-    task, safety = (w[:, None] for w in mixture_weights(world, lam))
-    P_s, P_f, seen = world.safety.P, world.capability.P, world.training_safety
-    mixture = task * P_f + safety * seen.P
-    to_safety = task * (P_f - P_s) + safety * (seen.P - P_s)
-    capability = weighted(world.capability.p, jnp.sum(dv.kl_terms(P_f, mixture, safety * (seen.P - P_f)), axis=-1))
-    true = weighted(world.safety.p, jnp.sum(dv.kl_terms(P_s, mixture, to_safety), axis=-1))
-    proxy = true
-    if world.proxy is not None:
-        proxy = weighted(seen.p, jnp.sum(dv.kl_terms(seen.P, mixture, task * (P_f - seen.P)), axis=-1))
+    """Gaps and value at one penalty, or at some along a last axis."""
+    task, safety = (w[None, :, None] for w in mixture_weights(world, lam))
+    seen = world.training_safety
+    laws = [world.capability, world.safety, *([] if world.proxy is None else [seen])]
+    tables = world.capability.P[None], seen.P[None], jnp.stack([law.P for law in laws])
+    P_f, P_seen, P = (_with_lanes(table, lam) for table in tables)
+    # All divergences as one: half the program to compile, and one of the differences is always zero.
+    terms = dv.kl_terms(P, task * P_f + safety * P_seen, task * (P_f - P) + safety * (P_seen - P))
+    lost = jnp.sum(terms, axis=2)
+    capability, true, *rest = (weighted(law.p, each) for law, each in zip(laws, lost, strict=True))
+    proxy = rest[0] if rest else true
     # At λ = inf the product λ·gap has the limit 0 whenever the capability gap is finite, and does not matter otherwise.
     inside = (lam > 0) & jnp.isfinite(lam)
     penalised = jnp.where(inside, lam, 0) * jnp.where(inside, proxy, 0)
     return {"safety": true, "capability": capability, "proxy": proxy, "value": capability + penalised}
 
 
+def _with_lanes(values: Array, lam: Array) -> Array:
+    """With an axis of one after the others for each axis of λ."""
+    return values[(..., *[None] * lam.ndim)]
+
+
 @jax.jit
 def _sweep(world: World, lam: Array) -> dict[str, Array]:
-    """Gaps at every penalty, each computed as if it were alone: a value does not depend on the grid around it."""
+    """Gaps at every penalty, some at a time, each in a lane of its own: a value does not depend on the grid around it."""
     if lam.ndim == 0:
         return _gaps_at(world, lam)
-    flat = jax.lax.map(lambda one: _gaps_at(world, one), lam.ravel())
-    return {name: values.reshape(lam.shape) for name, values in flat.items()}
+    flat, lanes = lam.ravel(), _lanes(world, lam.size)
+    blocks = jnp.pad(flat, (0, -flat.size % lanes), constant_values=1).reshape(-1, lanes)
+    found = jax.lax.map(lambda block: _gaps_at(world, block), blocks)
+    return {name: values.ravel()[: flat.size].reshape(lam.shape) for name, values in found.items()}
+
+
+def _lanes(world: World, penalties: int) -> int:
+    """How many penalties at a time: as many as there are, if their tables stay in the processor's cache."""
+    room = max(1, CACHED // world.safety.P.size)
+    return min(2 ** int(np.log2(room)), -(-max(1, penalties) // ABREAST) * ABREAST)
 
 
 @jax.jit

@@ -238,7 +238,7 @@ def _log(x: Any) -> Any:
 _EXACT: dict[str, Callable[..., Any]] = {
     "x_minus_log1p": lambda x: mpmath.inf if x <= -1 else x - mpmath.log(1 + x),
     "expm1_minus_x": lambda x: mpmath.exp(x) - 1 - x,
-    "positive_kl_terms": lambda P, Q, D: D - P * mpmath.log(Q / P),
+    "kl_terms": lambda P, Q, D: Q if P <= 0 else mpmath.inf if Q <= 0 else D - P * mpmath.log(Q / P),
 }
 """Our own functions whose float64 series stop too early for 80 digits."""
 
