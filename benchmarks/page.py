@@ -44,7 +44,7 @@ _PAGE = """<!doctype html>
 <h1>Against the peers</h1>
 <p>{summary}</p>
 <figure><div class="card">{chart}</div>
-<figcaption>How many times faster <code>tradeoff</code> is, on a logarithmic scale: the least times of three blocks, and thinly the
+<figcaption>How many times faster <code>tradeoff</code> is, on a logarithmic scale: the least times of up to three blocks, and thinly the
 range of the blocks. A tick is the bar that was set beforehand; a hollow circle is a peer that misses the accuracy asked; a
 cross is ours missing it.</figcaption></figure>
 {notes}

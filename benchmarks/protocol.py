@@ -1,4 +1,4 @@
-"""How contenders are measured: interleaved in one process, accuracy first, the best of three blocks.
+"""How contenders are measured: interleaved in one process, accuracy first, the best of up to three blocks.
 
 A benchmark names its contenders, ours first, an error against an independent reference, the tolerance that a result must
 meet before its time counts, and how many times faster than each peer ours must be.
@@ -24,6 +24,10 @@ FORM = Path(__file__).parent / "result-schema.json"
 """What a result looks like, as JSON Schema."""
 BLOCKS = 3
 """A bar is missed only when it is missed in every one of so many blocks."""
+ENOUGH = 30.0
+"""Seconds after which no block is added to those in which every bar was met."""
+SLOW = 4.0
+"""Seconds of a first call that warms its contender up by itself."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,13 @@ def peer(package: str) -> ModuleType | None:
 def measure(benchmark: Benchmark, blocks: int = BLOCKS) -> dict[str, Any]:
     """Run a benchmark by the protocol.
 
-    Two calls warm a contender up: the first is reported apart, the second gives the memory and the result whose error is
-    taken. Those that finish are timed in turn, round after round, without garbage collection in between.
+    Two calls warm a contender up, or one that takes longer than `SLOW`: the first is reported apart, the last gives the memory
+    and the result whose error is taken. Those that finish are timed in turn, round after round, without garbage collection
+    in between. After `ENOUGH` seconds there are further blocks only where a bar is still missed.
 
     Args:
         benchmark: what to run.
-        blocks: how many blocks of repeats.
+        blocks: how many blocks of repeats, at most.
 
     Returns:
         The result as JSON values; see `comparisons` for the bars.
@@ -124,6 +129,9 @@ def measure(benchmark: Benchmark, blocks: int = BLOCKS) -> dict[str, Any]:
         running = [(each, score) for each, score in zip(contenders, scores, strict=True) if score.failure is None]
         for _ in range(blocks):
             _block(running, benchmark.repeats)
+            missing = any(one["met"] is False for one in comparisons(scores, benchmark))
+            if not missing and time.perf_counter() - began > ENOUGH:
+                break
     return {
         "schema": SCHEMA,
         "benchmark": benchmark.name,
@@ -223,9 +231,10 @@ def _warm(contender: Contender, benchmark: Benchmark) -> Score:
     score = Score(contender.name)
     try:
         began = time.perf_counter()
-        contender.run()
-        score.first_call = time.perf_counter() - began
         result, score.megabytes = peak_megabytes(contender.run)
+        score.first_call = time.perf_counter() - began
+        if score.first_call <= SLOW:
+            result, score.megabytes = peak_megabytes(contender.run)
         score.error = float((contender.error or benchmark.error)(result))
     except Exception as error:  # whatever stops one contender is its result; the others run on
         score.failure = f"failed: {type(error).__name__}: {error}"

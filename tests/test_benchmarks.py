@@ -40,6 +40,21 @@ def test_contenders_take_turns_after_two_warm_up_calls():
     assert "".join(calls) == "ooss" + 2 * "osoo"
 
 
+def test_a_slow_contender_is_warmed_up_once_and_blocks_end_when_every_bar_is_met(monkeypatch):
+    monkeypatch.setattr(protocol, "ENOUGH", 0.0)
+    slow = [Contender("tradeoff", lambda: 1.0), Contender("peer", lambda: time.sleep(1e-3) or 1.0)]
+    work = dataclasses.replace(WORK, contenders=lambda: slow, repeats=1)
+    ours, peer = protocol.measure(work)["contenders"]
+    assert len(ours["blocks"]) == len(peer["blocks"]) == 1
+    never = protocol.measure(dataclasses.replace(work, bars={"peer": 1e9}))
+    assert len(never["contenders"][0]["blocks"]) == protocol.BLOCKS  # a bar that is missed is tried in every block
+    calls: list[str] = []
+    monkeypatch.setattr(protocol, "SLOW", 0.0)
+    once = Contender("tradeoff", lambda: calls.append("o"))
+    protocol.measure(dataclasses.replace(work, contenders=lambda: [once], error=lambda _: 0.0))
+    assert "".join(calls) == "oo"
+
+
 def test_a_ratio_is_of_least_times_and_a_bar_asks_for_the_best_block():
     ours, peer = score("tradeoff", 2.0, 1.0, 4.0), score("peer", 5.0, 2.25, 3.0)
     (found,) = protocol.comparisons([ours, peer], WORK)
