@@ -22,7 +22,9 @@ from tradeoff.bridge.rows import (
     predicting_logits,
     predicting_states,
 )
-from tradeoff.bridge.scoring import CHUNK_BYTES
+
+LOGIT_BYTES = 104 * 2**20
+"""For the logits of both models at one time: heads of 50,000 tokens take a fifth less time on 256 states than on 64."""
 
 BLOCK_ENTRIES = 2**18
 """Logits that are turned into float64 at one time: what is made of them stays in the cache."""
@@ -132,7 +134,7 @@ def _kl_extreme(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _through_heads(teacher: Checkpoint, student: Checkpoint, rows: Sequence[Row]) -> torch.Tensor:
     states = [predicting_states(each, rows) for each in (teacher, student)]
     heads: list[Any] = [each.model.get_output_embeddings() for each in (teacher, student)]
-    most = max(1, CHUNK_BYTES // (2 * heads[0].weight.shape[0] * max(4, states[0].element_size())))
+    most = max(1, LOGIT_BYTES // (2 * heads[0].weight.shape[0] * max(4, states[0].element_size())))
     size = 1 << (most.bit_length() - 1)
     parts = zip(states[0].split(size), states[1].split(size), strict=True)
     return torch.cat([kl_logits(*(head(part) for head, part in zip(heads, pair, strict=True))) for pair in parts])
