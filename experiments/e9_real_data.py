@@ -122,19 +122,19 @@ def make(settings: Settings, name: str, folder: Path, progress: bool) -> xr.Data
     (task,), (seed,) = settings.tasks, settings.seeds
     data, asked = read(settings, task)
     base = bridge.load(settings.checkpoint)
-    watched = {"capability": data["held task"], "safety": data["held safety"]}
     lower = bridge.LowerStates(base, settings.upper_layers)  # no run changes what lies below
 
     def train(
         begun: bridge.Checkpoint, label: str, recipe: bridge.Recipe, average: bool = False, **rows: bridge.Data
     ) -> bridge.TunedOnData:
+        aligning = recipe.stage == "alignment"  # which the cells of all tasks share, so no task's data are measured
         return bridge.finetune_data(
             begun,
             recipe,
             **rows,
             sampling=bridge.Sampling(settings.rows, settings.rows),
             strategy=registry.get("ema").make({}) if average else None,
-            measure=watched,
+            measure={"safety": data["held safety"]} | ({} if aligning else {"capability": data["held task"]}),
             measure_every=recipe.steps,
             lower=lower,
             folder=_place(settings, folder, label),
