@@ -81,7 +81,7 @@ class Preflight:
         penalties: λ > 0 of the loss constraint.
         radii: ε > 0 of the parameter constraint; parts of the reach of the task gradient unless told.
         budget: rise of the safety gap that is accepted, nats.
-        dimensions: of the subspace in which the strategies are solved.
+        dimensions: of the subspace in which the strategies are solved; 16 in a text world and 8 on data unless told.
         steps: of the run whose cost is told.
         rank: of the LoRA adapters; None to train matrices in full.
         upper_layers: how many layers, counted from the top, are trained; None for all.
@@ -98,7 +98,7 @@ class Preflight:
     penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     radii: tuple[float, ...] = ()
     budget: float = 0.1
-    dimensions: int = 8
+    dimensions: int | None = None
     steps: int = 60
     rank: int | None = 32
     upper_layers: int | None = 8
@@ -123,7 +123,8 @@ class Preflight:
 
         names = ("steps", "rank", "upper_layers", "seed")
         recipe = bridge.Recipe(penalty=0.0, **{name: getattr(self, name) for name in names})
-        asked = {name: getattr(self, name) for name in ("penalties", "budget", "dimensions")}
+        asked = {name: getattr(self, name) for name in ("penalties", "budget")}
+        asked |= {} if self.dimensions is None else {"dimensions": self.dimensions}
         asked |= {"radii": self.radii or None, "progress": sys.stderr.isatty()}
         if self.world is not None:
             world = to.worlds.read(self.world)

@@ -180,7 +180,7 @@ def aligned(tasks: dict[str, World], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def flights(aligned, tasks):
-    asked = {"penalties": (0.3, 3.0), "radii": (0.15, 0.3, 0.6, 1.2), "dimensions": 16}
+    asked = {"penalties": (0.3, 3.0), "radii": (0.15, 0.3, 0.6, 1.2)}
     return {name: preflight(aligned, world, RUN, **asked) for name, world in tasks.items()}
 
 

@@ -207,7 +207,7 @@ def preflight(
     penalties: Sequence[float] = PENALTIES,
     radii: Sequence[float] | None = None,
     budget: float = 0.1,
-    dimensions: int = 8,
+    dimensions: int = 16,
     contexts: int = 8,
     progress: bool = False,
 ) -> Preflight:
@@ -226,7 +226,7 @@ def preflight(
         radii: ε > 0 of Case II, in the Frobenius norm of the weights' change; an eighth to all of the line unless told.
         budget: rise of the safety gap that is accepted, nats, ≥ 0.
         dimensions: of the subspace, at least 2, with a proxy 3. The line needs no more; the order of penalties and radii gets
-            better up to about 16.
+            better up to about as many as there are unless told.
         contexts: how many contexts of each side, the weightiest, the feature overlap looks at.
         progress: whether to show a progress bar.
 
