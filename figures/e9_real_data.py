@@ -16,7 +16,7 @@ CAPTION = (
     "marks are means over seeds, bars span them; hollow marks are what the pre-flight foretold from the aligned checkpoint before any "
     "training, with its mean error either way."
 )
-THEOREMS = ("T2c", "T6c", "T18a")
+THEOREMS = ("T2c", "T6c", "T6g", "T18a")
 LOOKS = {"near": (0, "o"), "far": (1, "s"), "ball": (2, "^")}
 """Colour and mark of Case I by proxy, and of Case II."""
 
