@@ -21,6 +21,11 @@ def subjects() -> list[str]:
     return sorted(found.name for found in pkgutil.iter_modules(benchmarks.__path__) if found.name not in NOT_SUBJECTS)
 
 
+def of(subject: str) -> Sequence[protocol.Benchmark]:
+    """The benchmarks of a subject."""
+    return importlib.import_module(f"benchmarks.{subject}").BENCHMARKS
+
+
 def collect() -> dict[str, tuple[str, protocol.Benchmark]]:
     """Every benchmark by name, with its subject.
 
@@ -29,7 +34,7 @@ def collect() -> dict[str, tuple[str, protocol.Benchmark]]:
     """
     found: dict[str, tuple[str, protocol.Benchmark]] = {}
     for subject in subjects():
-        for each in importlib.import_module(f"benchmarks.{subject}").BENCHMARKS:
+        for each in of(subject):
             if each.name in found:
                 raise ValueError(f"benchmarks {found[each.name][0]} and {subject} both have one named {each.name!r}.")
             found[each.name] = (subject, each)
@@ -41,20 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the package against its peers.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks or subjects; all of them unless told")
     parser.add_argument("--out", type=Path, default=Path("reproduced/benchmarks"), help="the folder of the results")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # a child: measure one, here
+    parser.add_argument(
+        "--one", metavar="SUBJECT", help=argparse.SUPPRESS
+    )  # a child: measure one of this subject, here
     options = parser.parse_args(arguments)
-    known = collect()
-    if unknown := [name for name in options.names if name not in known and name not in subjects()]:
-        parser.error(f"no benchmark or subject is named {unknown[0]!r}; there are {', '.join([*subjects(), *known])}.")
     if options.one:
-        result = protocol.measure(known[options.names[0]][1])
+        (found,) = (each for each in of(options.one) if each.name == options.names[0])
+        result = protocol.measure(found)
         protocol.save(result, options.out)
         print(protocol.table(result), flush=True)
         return
+    known = collect()
+    if unknown := [name for name in options.names if name not in known and name not in subjects()]:
+        parser.error(f"no benchmark or subject is named {unknown[0]!r}; there are {', '.join([*subjects(), *known])}.")
     chosen = [name for name, (subject, _) in known.items() if not options.names or {name, subject} & {*options.names}]
     environment, short = pin(), []
     for name in chosen:
-        command = [sys.executable, "-m", "benchmarks", "--one", name, "--out", str(options.out)]
+        command = [sys.executable, "-m", "benchmarks", "--one", known[name][0], name, "--out", str(options.out)]
         if subprocess.run(command, check=False, env=environment).returncode:
             short.append(f"{name}: did not finish")
             continue

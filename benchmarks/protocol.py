@@ -24,8 +24,8 @@ FORM = Path(__file__).parent / "result-schema.json"
 """What a result looks like, as JSON Schema."""
 BLOCKS = 3
 """A bar is missed only when it is missed in every one of so many blocks."""
-ENOUGH = 30.0
-"""Seconds after which no block is added to those in which every bar was met."""
+ENOUGH = 20.0
+"""Seconds after which further blocks are only for the peers whose bar is still missed."""
 SLOW = 4.0
 """Seconds of a first call that warms its contender up by itself."""
 
@@ -105,7 +105,7 @@ def measure(benchmark: Benchmark, blocks: int = BLOCKS) -> dict[str, Any]:
 
     Two calls warm a contender up, or one that takes longer than `SLOW`: the first is reported apart, the last gives the memory
     and the result whose error is taken. Those that finish are timed in turn, round after round, without garbage collection
-    in between. After `ENOUGH` seconds there are further blocks only where a bar is still missed.
+    in between. After `ENOUGH` seconds there are further blocks only of ours and of the peers whose bar is still missed.
 
     Args:
         benchmark: what to run.
@@ -129,9 +129,11 @@ def measure(benchmark: Benchmark, blocks: int = BLOCKS) -> dict[str, Any]:
         running = [(each, score) for each, score in zip(contenders, scores, strict=True) if score.failure is None]
         for _ in range(blocks):
             _block(running, benchmark.repeats)
-            missing = any(one["met"] is False for one in comparisons(scores, benchmark))
-            if not missing and time.perf_counter() - began > ENOUGH:
-                break
+            if time.perf_counter() - began > ENOUGH:
+                missed_by = {one["peer"] for one in comparisons(scores, benchmark) if one["met"] is False}
+                if not missed_by:
+                    break
+                running = [(each, score) for each, score in running if score is scores[0] or score.name in missed_by]
     return {
         "schema": SCHEMA,
         "benchmark": benchmark.name,

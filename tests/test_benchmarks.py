@@ -46,8 +46,9 @@ def test_a_slow_contender_is_warmed_up_once_and_blocks_end_when_every_bar_is_met
     work = dataclasses.replace(WORK, contenders=lambda: slow, repeats=1)
     ours, peer = protocol.measure(work)["contenders"]
     assert len(ours["blocks"]) == len(peer["blocks"]) == 1
-    never = protocol.measure(dataclasses.replace(work, bars={"peer": 1e9}))
-    assert len(never["contenders"][0]["blocks"]) == protocol.BLOCKS  # a bar that is missed is tried in every block
+    three = [*slow, Contender("other", lambda: 1.0)]
+    never = protocol.measure(dataclasses.replace(work, contenders=lambda: three, bars={"peer": 1e9, "other": 0.0}))
+    assert [len(each["blocks"]) for each in never["contenders"]] == [protocol.BLOCKS, protocol.BLOCKS, 1]
     calls: list[str] = []
     monkeypatch.setattr(protocol, "SLOW", 0.0)
     once = Contender("tradeoff", lambda: calls.append("o"))

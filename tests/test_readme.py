@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import scipy.stats
 import xarray as xr
 
 from figures import e8_league, e8_text
@@ -84,6 +85,62 @@ def test_the_page_on_real_models_quotes_the_recorded_checkpoint():
     assert most.idxmax().item() == last.idxmax().item() == "feature_overlap"
     for name, one in league.isel(step=-1).groupby("strategy"):
         assert f"| {name} | {float(one.safety_gap.item()):.2f} | {float(one.capability_gap.item()):.2f} |" in text
+
+
+def test_the_page_on_real_models_quotes_the_papers_experiment():
+    """E9 on SmolLM2: what each way costs and brings, on both tasks."""
+    prose = " ".join((ROOT / "docs" / "language-models.md").read_text().split())
+    data = xr.load_dataset(ROOT / "figures" / "gallery" / "e9_real_data.nc", engine="h5netcdf")
+    assert data.attrs["profile"] == "two cores"
+    near, far = (data.safety.sel(way=[f"{proxy} {lam}" for lam in ("0.1", "1", "10")]) for proxy in ("near", "far"))
+    assert np.all(near.values < far.values)
+    assert np.all(np.diff(near, axis=-1) < 0)
+    assert np.all(np.diff(far, axis=-1) > 0)
+    lost, learnt = (
+        (sign * (data[kind] - data[f"{kind}_before"])).mean("seed")
+        for kind, sign in (("safety", 1), ("capability", -1))
+    )
+
+    def of(values: xr.DataArray, task: str, *ways: str) -> list[float]:
+        return [float(values.sel(task=task, way=way)) for way in ways]
+
+    before, after = float(data.safety_unaligned.mean()), float(data.safety_before.mean())
+    sure = data.refused.sel(way=["far 1", "far 10"])
+    foretold = data.sel(way=data.way != "average")
+    ranks = {
+        kind: [
+            scipy.stats.spearmanr(cell[f"foretold_{kind}"], cell[kind]).statistic
+            for cell in (foretold.sel(task=task, seed=seed) for task in data.task for seed in data.seed)
+        ]
+        for kind in ("safety", "capability")
+    }
+    assert np.all(sure == 1)
+    for words in (
+        f"from {before:.2f} to {after:.2f} nats a token",
+        "({:.3f}, {:.3f}, {:.3f} nats at λ = 0.1, 1, 10 on maths".format(
+            *of(lost, "maths", "near 0.1", "near 1", "near 10")
+        ),
+        "plain fine-tuning costs {:.3f})".format(*of(lost, "maths", "plain")),
+        "({:.2f}, {:.2f}, {:.2f}): over-penalising".format(*of(lost, "maths", "far 0.1", "far 1", "far 10")),
+        "instructions cost {:.3f} nats of safety for {:.2f} nats learnt".format(
+            *of(lost, "instructions", "plain"), *of(learnt, "instructions", "plain")
+        ),
+        "maths {:.3f} for {:.2f}".format(*of(lost, "maths", "plain"), *of(learnt, "maths", "plain")),
+        "maths costs {:.4f} nats for {:.2f} learnt".format(
+            *of(lost, "maths", "ball 0.5"), *of(learnt, "maths", "ball 0.5")
+        ),
+        "at λ = 1 costs {:.4f} for {:.2f}".format(*of(lost, "maths", "near 1"), *of(learnt, "maths", "near 1")),
+        "on instructions {:.3f} for {:.3f} against {:.3f} for {:.3f}".format(
+            *(of(each, "instructions", way)[0] for way in ("ball 0.5", "near 1") for each in (lost, learnt))
+        ),
+        f"would rather refuse {float(data.refused_before.mean()):.2f}, the plainly tuned ones "
+        "{:.2f} and {:.2f}".format(
+            *(of(data.refused.mean("seed"), task, "plain")[0] for task in ("maths", "instructions"))
+        ),
+        "correlations of {:.2f}, {:.2f}, {:.2f} and {:.2f} in the four cells".format(*ranks["safety"]),
+        "with {:.2f}, {:.2f}, {:.2f} and {:.2f}. In size".format(*ranks["capability"]),
+    ):
+        assert words in prose, words
 
 
 def quoted_rows(text: str) -> list[tuple[str, str, str]]:
