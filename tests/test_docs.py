@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -117,11 +118,10 @@ def test_every_name_that_a_page_cites_is_there():
 
 
 def is_there(name: str) -> bool:
-    found: object = to
-    for part in name.split("."):
-        if not hasattr(found, part):
-            return False
-        found = getattr(found, part)
+    try:
+        pkgutil.resolve_name(f"tradeoff.{name}")
+    except (ImportError, AttributeError):
+        return False
     return True
 
 

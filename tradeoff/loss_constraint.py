@@ -19,7 +19,7 @@ from tradeoff._records import Numbers, is_concrete
 from tradeoff.gaps import Gaps, weighted
 from tradeoff.worlds.world import World
 
-CACHED, ABREAST = 2**17, 8
+_CACHED, _ABREAST = 2**17, 8
 """Entries of a table of contexts, responses and penalties that is handled at a time; numbers that a processor adds at a time."""
 
 LOG_PENALTIES = (-700.0, 700.0)
@@ -323,8 +323,8 @@ def _sweep(world: World, lam: Array) -> dict[str, Array]:
 
 def _lanes(world: World, penalties: int) -> int:
     """How many penalties at a time: as many as there are, if their tables stay in the processor's cache."""
-    room = max(1, CACHED // world.safety.P.size)
-    return min(2 ** int(np.log2(room)), -(-max(1, penalties) // ABREAST) * ABREAST)
+    room = max(1, _CACHED // world.safety.P.size)
+    return min(2 ** int(np.log2(room)), -(-max(1, penalties) // _ABREAST) * _ABREAST)
 
 
 @jax.jit

@@ -43,8 +43,10 @@ def test_packed_scores_are_those_of_one_sequence_at_a_time(
     architecture: str, dtype: torch.dtype, tmp_path: Path, world: World
 ) -> None:
     checkpoint = load(save_tiny(tmp_path, architecture), device="cpu", dtype=dtype)
-    difference = np.abs(log_policy(checkpoint, world) - reference_log_policy(checkpoint, world))
-    assert difference.max() < SAME[dtype]
+    alone = np.asarray(reference_log_policy(checkpoint, world))
+    difference = np.abs(np.asarray(log_policy(checkpoint, world)) - alone)
+    # A sum of so many nats is known to a unit of its rounding at best, and which way it rounds is the processor's choice.
+    assert np.all(difference < SAME[dtype] + torch.finfo(dtype).eps * np.abs(alone))
 
 
 def test_scores_depend_on_the_prompt_and_on_the_response(tiny: Checkpoint, world: World) -> None:

@@ -61,15 +61,15 @@ def test_there_are_mutants_of_every_theorem_that_can_be_mutated():
 
 def test_one_violation_among_many_instances_is_found_and_shown():
     target = 1_234
-    value = float(gap(replay(claim(gap), KEY, target)))
+    value = float(replay(claim(gap), KEY, target).lam)
 
     def sides(instance):
-        return jnp.where(gap(instance) == value, 1.0, 0.0), jnp.float64(0.5)
+        return jnp.where(instance.lam == value, 1.0, 0.0), jnp.float64(0.5)
 
     verdict = verify(claim(sides), KEY, instances=3_000)
     assert (verdict.violations, verdict.worst_index) == (1, target)
     assert verdict.worst_sides == (1.0, 0.5)
-    assert float(gap(verdict.worst_instance)) == value
+    assert float(verdict.worst_instance.lam) == value
 
 
 def test_a_violation_outranks_a_worse_slack_within_rounding():
