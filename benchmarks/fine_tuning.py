@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from benchmarks.protocol import Benchmark, Contender
-from tradeoff.bridge import Recipe, Sampling, finetune_data
+from tradeoff.bridge import LowerStates, Recipe, Sampling, finetune_data
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.data import Data, Example
 from tradeoff.bridge.data_engine import drawn
@@ -33,6 +33,7 @@ MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 ALL = Recipe(penalty=0.0, steps=12, learning_rate=1e-3, rank=16, upper_layers=None)
 UPPER = Recipe(penalty=0.0, steps=36, learning_rate=0.1, rank=16, upper_layers=3, optimiser="sgd")
 SAMPLING = Sampling(rows=ROWS)
+ALONE = "tradeoff, lower states of this run alone"
 TRAINER, LOOP, EVERY = "transformers Trainer + peft", "torch loop + peft", "every layer in every step"
 
 Factors = Mapping[str, torch.Tensor]
@@ -161,10 +162,16 @@ def factor(name: str) -> str:
     return f"{layer}.{kind}.{side}"
 
 
-def ours(layers: int, recipe: Recipe) -> Factors:
+@functools.cache
+def kept(layers: int, upper_layers: int) -> LowerStates:
+    """What the layers below the upper ones make of rows, shared by all runs."""
+    return LowerStates(checkpoint(layers), upper_layers)
+
+
+def ours(layers: int, recipe: Recipe, lower: LowerStates | None = None) -> Factors:
     """The adapters at the end of our own run."""
     run = finetune_data(
-        checkpoint(layers), recipe, data(), sampling=SAMPLING, measure_every=recipe.steps, progress=False
+        checkpoint(layers), recipe, data(), sampling=SAMPLING, measure_every=recipe.steps, lower=lower, progress=False
     )
     return {factor(name): tensor for name, tensor in run.adapter.items()}
 
@@ -246,7 +253,8 @@ def _all_layers() -> list[Contender]:
 def _upper_layers() -> list[Contender]:
     adapted = Adapted(DEEP, UPPER)
     return [
-        Contender("tradeoff", lambda: ours(DEEP, UPPER)),
+        Contender("tradeoff", lambda: ours(DEEP, UPPER, kept(DEEP, UPPER.upper_layers or DEEP))),
+        Contender(ALONE, lambda: ours(DEEP, UPPER)),
         Contender(EVERY, lambda: adapted.loop(UPPER)),
     ]
 
@@ -264,7 +272,7 @@ BENCHMARKS = (
     Benchmark(
         "fine_tuning_upper_layers",
         f"{UPPER.steps} steps of descent on LoRA of the {UPPER.upper_layers} upper of {DEEP} layers, {ROWS} rows in every step: "
-        "sum of gradients",
+        "sum of gradients; lower states kept from a run before",
         _upper_layers,
         error_of_path(DEEP, UPPER),
         1e-5,
