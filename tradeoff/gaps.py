@@ -152,13 +152,25 @@ def _gap(law: DataLaw, log_policy: Array) -> Array:
     return weighted(law.p, dv.kl_log(law.P, log_policy))
 
 
+@jax.custom_jvp
 def weighted(weights: Array, values: Array) -> Array:
     """`Σ weights · values` over contexts, the first axis, where a weight of zero silences even an infinite value.
 
     An infinite sum has the derivative 0, so that it spoils no other derivative.
     """
-    weights = weights[(..., *[None] * (values.ndim - 1))]
-    heard = ~(weights <= 0)  # NaN is heard: a mistake in a law must not read as a gap of zero
-    infinite = jnp.isposinf(values)
-    total = jnp.sum(jnp.where(heard, weights * jnp.where(heard & ~infinite, values, 0), 0), axis=0)
-    return jnp.where(jnp.any(heard & infinite, axis=0), jnp.inf, total)
+    weights = _beside(weights, values)
+    # NaN is heard: a mistake in a law must not read as a gap of zero.
+    return jnp.sum(jnp.where(weights <= 0, 0, weights * values), axis=0)
+
+
+@weighted.defjvp
+def _weighted_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    total, (weights, values) = weighted(*primals), primals
+    heard = ~((_beside(weights, values) <= 0) | jnp.isposinf(values))
+    moved = jnp.where(heard, _beside(tangents[0], values) * jnp.where(heard, values, 0) + _beside(weights, values) * tangents[1], 0)
+    return total, jnp.where(jnp.isposinf(total), 0, jnp.sum(moved, axis=0))
+
+
+def _beside(weights: Array, values: Array) -> Array:
+    """With an axis of one after the first for each that the values have more."""
+    return weights[(..., *[None] * (values.ndim - 1))]

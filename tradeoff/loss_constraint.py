@@ -130,8 +130,7 @@ def mixture_weights(world: World, lam: Numbers) -> tuple[Float[Array, "X *L"], F
     lam = jnp.asarray(lam, jnp.float64)
     p_f, p_s = _with_lanes(world.capability.p, lam), _with_lanes(world.training_safety.p, lam)
     f, s = p_f > 0, p_s > 0
-    log_odds = jnp.log(jnp.where(f, p_f, 1)) - jnp.log(jnp.where(s, p_s, 1)) - _log(lam)[None]
-    share, rest = _shares(log_odds)
+    share, rest = _shares(p_s / jnp.where(f, p_f, 1) * lam[None])
     return jnp.where(f, jnp.where(s, share, 1), 0), jnp.where(f, jnp.where(s, rest, 0), 1)
 
 
@@ -260,16 +259,16 @@ def check_scale(what: str, values: Numbers) -> Array:
 
 
 @jax.custom_jvp
-def _shares(log_odds: Array) -> tuple[Array, Array]:
-    """`sigmoid` of the log-odds and of their negative, with a derivative that is exact however near one they are."""
-    return jax.nn.sigmoid(log_odds), jax.nn.sigmoid(-log_odds)
+def _shares(odds: Array) -> tuple[Array, Array]:
+    """What is left of one, and what goes, at such odds in [0, inf]: each exact when tiny, and so are their derivatives."""
+    return 1 / (1 + odds), 1 / (1 + 1 / odds)
 
 
 @_shares.defjvp
 def _shares_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     share, rest = _shares(*primals)
-    slope = share * rest * tangents[0]
-    return (share, rest), (slope, -slope)
+    slope = jnp.where(share > 0, share * (share * tangents[0]), 0)
+    return (share, rest), (-slope, slope)
 
 
 def _log(x: Array) -> Array:
