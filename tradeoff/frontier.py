@@ -298,22 +298,16 @@ def _capability_at(world: World, tau: Array) -> Array:
 
 @jax.jit
 def _distance(world: World, safety: Array, capability: Array) -> Array:
-    def one(point: tuple[Array, Array]) -> Array:
-        G_s, G_f = point
+    def beyond(log_lam: Array) -> Array:
+        at = loss_constraint.gaps(world, jnp.exp(log_lam))
+        return (at.safety - at.capability) - (safety - capability)
 
-        def beyond(log_lam: Array) -> Array:
-            at = loss_constraint.gaps(world, jnp.exp(log_lam))
-            return (at.safety - at.capability) - (G_s - G_f)
-
-        lam = jnp.exp(loss_constraint.bisect(beyond))
-        # Both sides of the ratio divided by 1 + λ, written so that neither end of the range overflows.
-        share = 1 / (1 + lam)
-        inner = share * (G_f - loss_constraint.value(world, lam)) + (1 - share) * G_s
-        finite = jnp.isfinite(G_s) & jnp.isfinite(G_f)
-        return jnp.minimum(jnp.where(finite, inner, jnp.inf), jnp.minimum(G_s, G_f))
-
-    flat = jax.lax.map(one, (safety.ravel(), capability.ravel()))
-    return flat.reshape(safety.shape)
+    lam = jnp.exp(loss_constraint.bisect(beyond, safety.shape))
+    # Both sides of the ratio divided by 1 + λ, written so that neither end of the range overflows.
+    share = 1 / (1 + lam)
+    inner = share * (capability - loss_constraint.value(world, lam)) + (1 - share) * safety
+    finite = jnp.isfinite(safety) & jnp.isfinite(capability)
+    return jnp.minimum(jnp.where(finite, inner, jnp.inf), jnp.minimum(safety, capability))
 
 
 @jax.jit

@@ -328,16 +328,13 @@ def _lanes(world: World, penalties: int) -> int:
 
 @jax.jit
 def _penalty_for(world: World, tau: Array) -> Array:
-    def solve(one: Array) -> Array:
-        log_lam = bisect(lambda s: _gaps_at(world, jnp.exp(s))["safety"] - one)
-        slack = one >= _gaps_at(world, jnp.float64(0))["safety"]
-        return jnp.where(slack, 0, jnp.where(one == 0, jnp.inf, jnp.exp(log_lam)))
-
-    return jax.lax.map(solve, tau.ravel()).reshape(tau.shape)
+    log_lam = bisect(lambda s: _sweep(world, jnp.exp(s))["safety"] - tau, tau.shape)
+    slack = log_lam <= LOG_PENALTIES[0] + 1
+    return jnp.where(slack, 0, jnp.where(tau == 0, jnp.inf, jnp.exp(log_lam)))
 
 
-def bisect(decreasing: Callable[[Array], Array]) -> Array:
-    """The root of a decreasing function of log λ, to the last bit, by bisection over `LOG_PENALTIES`.
+def bisect(decreasing: Callable[[Array], Array], shape: tuple[int, ...] = ()) -> Array:
+    """The root of a decreasing function of log λ, to the last bit, by bisection over `LOG_PENALTIES`; of many at once, each its own.
 
     Where it jumps past zero (an infinite gap, where a mixture underflows) the root is the first number beyond the jump.
     """
@@ -348,7 +345,7 @@ def bisect(decreasing: Callable[[Array], Array]) -> Array:
         right = decreasing(middle) > 0
         return jnp.where(right, middle, low), jnp.where(right, high, middle)
 
-    low, high = (jnp.float64(s) for s in LOG_PENALTIES)
+    low, high = (jnp.full(shape, s, jnp.float64) for s in LOG_PENALTIES)
     return jax.lax.fori_loop(0, 64, halve, (low, high))[1]
 
 

@@ -83,7 +83,8 @@ def noise_floor(
     S = checked_noise(noise, quad.theta_s.shape[-1])
     count = float(batch * accumulation)
     law, rates, drift = _floor(quad, jnp.asarray(S), float(learning_rate), count, float(average), float(lam))
-    largest = 2 / float(rates[-1]) if float(rates[-1]) > 0 else np.inf
+    steepest = np.asarray(rates)[-1]
+    largest = 2 / steepest if steepest > 0 else np.inf
     if not 0 < learning_rate < largest:
         raise ValueError(
             f"learning_rate is {learning_rate}; descent settles only for rates in (0, {largest:.6g}), below two over the "
