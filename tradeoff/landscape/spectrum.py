@@ -352,8 +352,7 @@ def _samples(operator: AnyOperator, key: Array, sketch: int, count: int, over: C
     d, dtype = operator.size, operator.dtype
     found, Q = jnp.zeros((), dtype), jnp.zeros((0, d), dtype)
     if sketch:
-        seen = operator.rows(jax.random.normal(sketch_key, (sketch, d), dtype))
-        Q = jnp.linalg.qr(seen.T)[0].T
+        Q = _orthonormal(operator.rows(jax.random.normal(sketch_key, (sketch, d), dtype)))
         found = jnp.sum(Q * operator.rows(Q))
 
     def sample(one: Array) -> tuple[Array, Array]:
@@ -362,6 +361,17 @@ def _samples(operator: AnyOperator, key: Array, sketch: int, count: int, over: C
         return jnp.dot(z, image), jnp.dot(image, image)
 
     return found, *over(sample, jax.random.split(key, count))
+
+
+def _orthonormal(rows: Array) -> Array:
+    """By Gram and Schmidt, each row twice; a row that is zero stays so. LAPACK's threads would spin on beside the next product."""
+
+    def extend(k: Array, Q: Array) -> Array:
+        left = _without(Q, _without(Q, rows[k]))
+        length = jnp.linalg.norm(left)
+        return Q.at[k].set(left / jnp.where(length > 0, length, 1))
+
+    return jax.lax.fori_loop(0, len(rows), extend, jnp.zeros_like(rows))
 
 
 def _without(Q: Array, v: Array) -> Array:
