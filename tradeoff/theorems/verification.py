@@ -143,9 +143,10 @@ def verify_together(
     runs = [_Run(claim, key, instances, record) for claim, record in zip(claims, records, strict=True)]
     for start in range(min(run.tally.checked for run in runs), instances, BATCH):
         numbers = np.arange(start, start + BATCH)
-        for run, (both, assumed) in zip(runs, sides(draw(_keys(key, numbers))), strict=True):
+        batch = draw(_keys(key, numbers))
+        for run, (both, assumed) in zip(runs, sides(batch), strict=True):
             if run.tally.checked == start:  # those that a record has further on wait for the others
-                run.take(jax.device_get(_found(both, assumed, numbers < instances, run.terms)))
+                run.take(jax.device_get(_found(both, assumed, numbers < instances, run.terms)), batch)
                 if progress is not None:
                     progress(run.theorem, run.tally.checked)
     return [run.verdict((time.perf_counter() - began) / len(runs)) for run in runs]
@@ -160,12 +161,16 @@ class _Run:
         self._record = None if record is None else Record(record, theorem, key)
         self.tally = EMPTY if self._record is None else self._record.read()
         self._saved = time.perf_counter()
+        self._with_worst: Any = None
 
-    def take(self, found: "Found") -> None:
+    def take(self, found: "Found", batch: Any) -> None:
         """Add what a batch showed, and write the record when it is time."""
         _refuse_ill_posed(self.theorem, found, self.tally.checked)
-        reached = self.tally.checked + BATCH
+        start = self.tally.checked
+        reached = start + BATCH
         self.tally = self.tally.with_batch(found, min(reached, self._instances))
+        if self.tally.worst_index >= start:
+            self._with_worst = batch
         due = time.perf_counter() - self._saved > KEPT_EVERY or reached + BATCH > self._instances
         if self._record is not None and reached <= self._instances and due:
             self._record.write(self.tally, self._worst)
@@ -173,7 +178,10 @@ class _Run:
 
     @property
     def _worst(self) -> Any:
-        return replay(self.theorem, self._key, self.tally.worst_index, self._instances)
+        index = self.tally.worst_index
+        if self._with_worst is None:  # it was met in a run before this one
+            return replay(self.theorem, self._key, index, self._instances)
+        return _one_of(self._with_worst, index % BATCH)
 
     def verdict(self, seconds: float) -> Verdict:
         """What the run has found."""
@@ -237,8 +245,11 @@ def replay(theorem: Theorem, key: Array, index: int, instances: int = 10_000) ->
     # The whole batch, because the last bit of an exponential may depend on the shape it is computed in.
     start = index - index % BATCH
     draw = _drawing(theorem.family, instances <= QUICK, BATCH)
-    batch = jax.device_get(draw(_keys(key, np.arange(start, start + BATCH))))
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[index - start]), batch)
+    return _one_of(draw(_keys(key, np.arange(start, start + BATCH))), index - start)
+
+
+def _one_of(batch: Any, place: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[place]), jax.device_get(batch))
 
 
 def understood(options: dict[str, Any]) -> dict[str, Any]:
