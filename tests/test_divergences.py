@@ -144,6 +144,28 @@ def test_impossible_responses_are_infinite_and_their_gradient_is_not_nan():
         assert all(bool(jnp.all(jnp.isfinite(g))) for g in gradient)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_x_minus_log1p_is_exact_at_every_size(dtype):
+    """Against 400 digits, on both sides of every change of the way it is computed, in units of the last place."""
+    near = [
+        sign * x
+        for x in (1e-150, 1e-20, 1e-8, 1e-3, 0.05, 0.17, 0.2928, 0.2929, 0.35, 0.4142, 0.4143)
+        for sign in (1, -1)
+    ]
+    given = np.array([*near, -0.999, -0.9, -0.6, -0.5, 0.45, 0.99, 1.0, 1.01, 3.0, 7.9, 1e5, 1e30], dtype)
+    given = given[(np.abs(given) > 1e-19) | (given.dtype == np.float64)]  # whose square float32 holds
+    with workdps(400):
+        exact = [mpf(float(x)) - log(1 + mpf(float(x))) for x in given]
+        errors = [relative_error(h, e) for h, e in zip(dv.x_minus_log1p(jnp.asarray(given)), exact, strict=True)]
+    assert max(errors) < 32 * np.finfo(dtype).eps
+
+
+def test_x_minus_log1p_ends_where_the_logarithm_does():
+    assert jnp.isposinf(dv.x_minus_log1p(jnp.float64(-1)))
+    assert dv.x_minus_log1p(jnp.float64(0)) == 0
+    assert jnp.isnan(dv.x_minus_log1p(jnp.array([-1.5, jnp.nan]))).all()
+
+
 @pytest.mark.parametrize("function", [dv.x_minus_log1p, dv.expm1_minus_x])
 def test_derivatives_are_those_of_the_definition_on_both_branches(function):
     for x in (-0.9, -0.2, 0.0, 0.2, 3.0):
@@ -160,6 +182,28 @@ def test_a_term_and_its_slopes_are_those_of_the_definition_near_and_far(to):
     with mpmath.workdps(350):
         exact = p * mpmath.log(p / q) - p + q, mpmath.log(p / q), (q - p) / q
     assert all(relative_error(*each) < EXACT.relative for each in zip((term, *slopes), exact, strict=True))
+
+
+def test_a_term_that_only_the_second_law_rules_out_is_infinite_and_moves_nothing():
+    """So that it spoils no other derivative of a sum."""
+    at = jnp.array([0.3]), jnp.array([0.0]), jnp.array([-0.3])
+    terms, moved = jax.jvp(dv.kl_terms, at, tuple(jnp.ones(1) for _ in at))
+    assert jnp.isposinf(terms).all()
+    assert (moved == 0).all()
+
+
+def test_a_mistake_in_a_law_does_not_read_as_a_number():
+    assert jnp.isnan(dv.kl(jnp.array([jnp.nan, 0.5]), jnp.array([0.5, 0.5])))
+    assert jnp.isnan(dv.kl_to_mixture(jnp.array([0.5, 0.5]), jnp.array([jnp.nan, 0.5]), jnp.array(0.5)))
+
+
+def test_divergences_to_mixtures_of_several_laws_are_those_of_each():
+    P, Q = jax.random.dirichlet(jax.random.key(0), jnp.ones(3), (2, 2))
+    w = jnp.array([1e-3, 0.6])
+    both = dv.kl_to_mixture(P, Q, w)
+    assert both.shape == (2,)
+    for i in range(2):
+        assert abs(float(both[i] / dv.kl(P[i], (1 - w[i]) * P[i] + w[i] * Q[i])) - 1) < IDENTITY.relative
 
 
 def test_the_gradient_of_cross_entropy_in_logits_is_softmax_minus_target():

@@ -101,7 +101,7 @@ def kl_terms(P: Array, Q: Array, D: Array) -> Array:
     # The only division is one that many mixtures of P share.
     inverse, largest = 1 / jnp.maximum(P, jnp.finfo(P.dtype).tiny), jnp.finfo(P.dtype).max
     inside = P * _less_log(D * inverse, jnp.minimum(Q * inverse, largest))
-    return jnp.where(P <= 0, Q, jnp.where(Q > 0, inside, jnp.inf))
+    return jnp.where(P <= 0, Q, jnp.where(Q <= 0, jnp.inf, inside))
 
 
 @kl_terms.defjvp

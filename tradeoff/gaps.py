@@ -167,7 +167,9 @@ def weighted(weights: Array, values: Array) -> Array:
 def _weighted_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     total, (weights, values) = weighted(*primals), primals
     heard = ~((_beside(weights, values) <= 0) | jnp.isposinf(values))
-    moved = jnp.where(heard, _beside(tangents[0], values) * jnp.where(heard, values, 0) + _beside(weights, values) * tangents[1], 0)
+    moved = jnp.where(
+        heard, _beside(tangents[0], values) * jnp.where(heard, values, 0) + _beside(weights, values) * tangents[1], 0
+    )
     return total, jnp.where(jnp.isposinf(total), 0, jnp.sum(moved, axis=0))
 
 

@@ -24,8 +24,8 @@ DEGREES = 8
 """Degrees come in multiples of this, so that few programs are compiled."""
 LANES, NUMBERS, INSTANTS = 32, 2048, 128
 """So many penalties (more where these have fewer numbers) and times are worked on at once: they stay in the cache."""
-SMALL, ROUNDED_UP = 32, 1 + 2.0**-40
-"""Up to so many parameters the largest eigenvalue is had for less than a call to the device; then rounding is allowed for."""
+SMALL, NOT_LARGE, ROUNDED_UP = 32, 64, 1 + 2.0**-40
+"""Up to so many parameters the largest eigenvalue, and then a norm, is had for less than a call to the device; what rounding may take."""
 EIGEN, EIGEN_CALL, STEP_CALL = 64.0, 2.0**20, 2.0**19
 """The cost of an eigendecomposition, in multiples of d³, and what calling one and starting one product cost beside it, flops."""
 
@@ -54,20 +54,25 @@ def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[in
 
 def _reach(quad: Quadratic, lam: float) -> float:
     r"""A number at least $\lambda_{\max}(A)$, which grows with λ, and not much above it."""
-    if quad.theta_s.shape[-1] > SMALL:
-        return float(_power_norm(quad, lam))
-    return float(np.linalg.eigvalsh(np.asarray(quad.H_f) + lam * np.asarray(quad.H_s))[-1] * ROUNDED_UP)
+    d = quad.theta_s.shape[-1]
+    if d > NOT_LARGE:
+        return float(_norm_on_device(quad, lam))
+    A = np.asarray(quad.H_f) + lam * np.asarray(quad.H_s)
+    return float(np.linalg.eigvalsh(A)[-1] * ROUNDED_UP if d <= SMALL else _power_norm(A))
 
 
 @jax.jit
-def _power_norm(quad: Quadratic, lam: Array) -> Array:
-    r"""$\|A^8\|_F^{1/8}$."""
-    A = quad.H_f + lam * quad.H_s
-    size = jnp.max(jnp.abs(A))
-    power = A / jnp.where(size > 0, size, 1)
+def _norm_on_device(quad: Quadratic, lam: Array) -> Array:
+    return _power_norm(quad.H_f + lam * quad.H_s)
+
+
+def _power_norm(A: Any) -> Any:
+    r"""$\|A^8\|_F^{1/8}$, of an array of either library."""
+    size = abs(A).max()
+    power = A / (size + (size == 0))
     for _ in range(3):
         power = power @ power
-    return size * jnp.sum(power**2) ** (1 / 16)
+    return size * (power**2).sum() ** (1 / 16)
 
 
 @partial(jax.jit, static_argnames=("terms", "gaps", "states"))
