@@ -2,9 +2,9 @@ r"""Case I, the alignment loss constraint: fine-tune under a penalty λ on the l
 
 In the rich class everything is a closed form. With $\hat w_\lambda=p_f/(p_f+\lambda\hat p_s)$ the minimiser of
 $L_f+\lambda\hat L_s$ is the mixture $\hat M_\lambda=\hat w_\lambda P_f+(1-\hat w_\lambda)\hat P_s$ (T1), and the gaps at
-it are sums of divergences from a law to a mixture that contains it (T2). Weights go through `sigmoid` and
-`log p_f - log p_s - log λ`, so λ may be 0, infinite or anything between 1e-300 and 1e300, and contexts that only one
-side has are exact.
+it are sums of divergences from a law to a mixture that contains it (T2). Both weights come from their odds, neither from
+one less the other, so λ may be 0, infinite or anything between 1e-300 and 1e300, and contexts that only one side has are
+exact.
 """
 
 from collections.abc import Callable
@@ -350,15 +350,15 @@ def bisect(decreasing: Callable[[Array], Array], shape: tuple[int, ...] = ()) ->
 
 
 def _terms(world: World, lam: Array) -> tuple[Array, Array, Array]:
-    r"""Per context: the weight $\hat w$, the term $p_s\mathrm{KL}(P_s\|\hat M)$ and its derivative in $\hat w$."""
+    r"""Per context and penalty: the weight $\hat w$, the term $p_s\mathrm{KL}(P_s\|\hat M)$ and its derivative in $\hat w$."""
     task, safety = mixture_weights(world, lam)
-    P_s, P_f, seen = world.safety.P, world.capability.P, world.training_safety.P
-    p_s = world.safety.p
+    tables = world.safety.P, world.capability.P, world.training_safety.P, world.safety.p
+    P_s, P_f, seen, p_s = (_with_lanes(table, lam) for table in tables)
     D = task[:, None] * (P_f - P_s) + safety[:, None] * (seen - P_s)
     mixture = task[:, None] * P_f + safety[:, None] * seen
-    term = jnp.where(p_s > 0, p_s * jnp.sum(dv.kl_terms(P_s, mixture, D), axis=-1), 0)
+    term = jnp.where(p_s > 0, p_s * jnp.sum(dv.kl_terms(P_s, mixture, D), axis=1), 0)
     kept = (P_s > 0) & (mixture > 0)
-    slope = -jnp.sum(jnp.where(kept, P_s * (P_f - seen) / jnp.where(kept, mixture, 1), 0), axis=-1)
+    slope = -jnp.sum(jnp.where(kept, P_s * (P_f - seen) / jnp.where(kept, mixture, 1), 0), axis=1)
     return task, term, p_s * slope
 
 
@@ -376,15 +376,17 @@ def _bounded_on_intervals(world: World, low: np.ndarray, high: np.ndarray) -> tu
 
 @jax.jit
 def _middle_and_bound(world: World, low: Array, high: Array) -> tuple[Array, Array]:
-    def one(ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def some(ends: tuple[Array, Array]) -> tuple[Array, Array]:
         # Weights fall with λ, so w1 <= w0; a convex term lies above its tangents at both.
         (w1, f1, d1), (w0, f0, d0) = (_terms(world, jnp.exp(end)) for end in (ends[1], ends[0]))
         crossing = jnp.where(d0 > d1, (f1 - f0 + d0 * w0 - d1 * w1) / jnp.where(d0 > d1, d0 - d1, 1), w1)
         inside = jnp.minimum(f1 + d1 * (crossing - w1), jnp.minimum(f0, f1))
-        bound = jnp.sum(jnp.where(d1 >= 0, f1, jnp.where(d0 <= 0, f0, inside)))
+        bound = jnp.sum(jnp.where(d1 >= 0, f1, jnp.where(d0 <= 0, f0, inside)), axis=0)
         return _gaps_at(world, jnp.exp((ends[0] + ends[1]) / 2))["safety"], bound
 
-    return jax.lax.map(one, (low, high))
+    lanes = _lanes(world, low.size)
+    at_middle, bound = jax.lax.map(some, (low.reshape(-1, lanes), high.reshape(-1, lanes)))
+    return at_middle.ravel(), bound.ravel()
 
 
 @jax.jit

@@ -45,7 +45,8 @@ def test_the_polynomial_agrees_with_the_eigenbasis_to_rounding():
         np.testing.assert_allclose(
             gap, np.einsum("lti,ij,ltj->lt", v, H, v) / 2, rtol=EXACT.relative, atol=EXACT.relative * size**2
         )
-    assert flow.gaps.capability[0, 0] == quad.gaps(quad.theta_s).capability
+    start = quad.gaps(quad.theta_s).capability
+    assert abs(flow.gaps.capability[0, 0] - start) <= 4 * np.finfo(float).eps * start
 
 
 def test_a_degree_too_low_is_seen():

@@ -102,17 +102,20 @@ def tabular_flow(world: World, lams: Numbers, times: Numbers, states: bool = Fal
     lams, times = _checked(lams, times)
     positive = lams > 0
     log_lams = np.log(lams[positive])
-    nodes = _nodes_for(log_lams)
+    nodes, at_nodes, error = _nodes_for(log_lams), None, 0.0
     while nodes < len(log_lams):
         low, high = log_lams.min(), log_lams.max()
-        angles = (np.arange(nodes) + 0.5) * np.pi / nodes
-        at = np.exp((low + high) / 2 + (high - low) / 2 * np.cos(angles))
-        solved, error = _solve(world, np.append(at, 0.0), times, states)
-        places = np.arccos(np.clip((2 * log_lams - low - high) / (high - low), -1, 1))
-        at_lams, missed = _interpolated(solved, angles, places, positive)
+        angles = np.arange(nodes + 1) * np.pi / nodes
+        # Of twice as many nodes half are those before; λ = 0 comes last, once.
+        unknown = angles if at_nodes is None else angles[1::2]
+        at = np.exp((low + high) / 2 + (high - low) / 2 * np.cos(unknown))
+        solved, steps_error = _solve(world, at if at_nodes is not None else np.append(at, 0.0), times, states)
+        at_nodes, error = solved if at_nodes is None else _between(at_nodes, solved), max(error, steps_error)
+        missed = _cut_off(at_nodes, angles)
         if missed <= NODES_WITHIN:
-            return _flow(lams, times, at_lams, error + missed)
-        nodes += nodes // 2
+            places = np.arccos(np.clip((2 * log_lams - low - high) / (high - low), -1, 1))
+            return _flow(lams, times, _interpolated(at_nodes, angles, places, positive), error + missed)
+        nodes *= 2
     solved, error = _solve(world, lams, times, states)
     return _flow(lams, times, solved, error)
 
@@ -127,10 +130,10 @@ def _checked(lams: Numbers, times: Numbers) -> tuple[np.ndarray, np.ndarray]:
     return lams, times
 
 
-def _flow(lams: np.ndarray, times: np.ndarray, solved: tuple[Array, ...], error: float) -> TabularFlow:
+def _flow(lams: np.ndarray, times: np.ndarray, solved: tuple[np.ndarray, ...], error: float) -> TabularFlow:
     safety, capability, *z = solved
     log_policies = jax.nn.log_softmax(z[0], axis=-1) if z else None
-    gaps = Gaps(jnp.maximum(safety, 0), jnp.maximum(capability, 0))
+    gaps = Gaps(*(jnp.asarray(np.maximum(gap, 0)) for gap in (safety, capability)))
     return TabularFlow(jnp.asarray(lams), jnp.asarray(times), gaps, log_policies, jnp.asarray(error))
 
 
@@ -145,25 +148,40 @@ def _nodes_for(log_lams: np.ndarray) -> int:
     return 8 * math.ceil((-math.log(NODES_WITHIN) / math.asinh(slope) + 4) / 8)
 
 
+def _between(known: tuple[np.ndarray, ...], new: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Values at all nodes, from those at every other one (and at 0, the last) and at the ones between."""
+    places = np.arange(1, len(new[0]) + 1)
+    return tuple(np.insert(leaf, places, others, axis=0) for leaf, others in zip(known, new, strict=True))
+
+
+def _cut_off(at_nodes: tuple[np.ndarray, ...], angles: np.ndarray) -> float:
+    """The size of the last coefficients of the gaps."""
+    tail = _transform(angles)[-TAIL:]
+    return max(float(np.max(np.sum(np.abs(tail @ gap[:-1]), axis=0))) for gap in at_nodes[:2])
+
+
 def _interpolated(
-    solved: tuple[Array, ...], angles: np.ndarray, places: np.ndarray, positive: np.ndarray
-) -> tuple[tuple[Array, ...], float]:
-    """Values at the penalties from those at the nodes (and at 0, the last), and the size of the last coefficients of the gaps."""
-    orders = np.arange(len(angles))
-    transform = np.cos(np.outer(orders, angles)) * 2 / len(angles)
-    transform[0] /= 2
+    at_nodes: tuple[np.ndarray, ...], angles: np.ndarray, places: np.ndarray, positive: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Values at the penalties from those at the nodes (and at 0, the last)."""
     weights = np.zeros((len(positive), len(angles) + 1))
-    weights[positive, :-1] = np.cos(np.outer(places, orders)) @ transform
+    weights[positive, :-1] = np.cos(np.outer(places, np.arange(len(angles)))) @ _transform(angles)
     weights[~positive, -1] = 1
-    tail = np.append(transform[-TAIL:], np.zeros((TAIL, 1)), axis=1)
-    missed = max(float(jnp.max(jnp.sum(jnp.abs(tail @ gap), axis=0))) for gap in solved[:2])
-    return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, axes=1), solved), missed
+    return tuple(np.tensordot(weights, leaf, axes=1) for leaf in at_nodes)
+
+
+def _transform(angles: np.ndarray) -> np.ndarray:
+    """From values at Chebyshev's points, both ends among them, to coefficients."""
+    transform = np.cos(np.outer(np.arange(len(angles)), angles)) * 2 / (len(angles) - 1)
+    transform[:, [0, -1]] /= 2
+    transform[[0, -1]] /= 2
+    return transform
 
 
 # --- in time ----------------------------------------------------------------------------------------------------
 
 
-def _solve(world: World, lams: np.ndarray, times: np.ndarray, states: bool) -> tuple[tuple[Array, ...], float]:
+def _solve(world: World, lams: np.ndarray, times: np.ndarray, states: bool) -> tuple[tuple[np.ndarray, ...], float]:
     """Both gaps, shape (L, T), and if asked for the logits, shape (L, T, X, Y); and the estimated error of a gap."""
     laws = world.safety, world.capability, world.training_safety
     (p_s, P_s), (p_f, P_f), (p_seen, P_seen) = ((np.asarray(law.p), np.asarray(law.P)) for law in laws)
@@ -182,9 +200,9 @@ def _solve(world: World, lams: np.ndarray, times: np.ndarray, states: bool) -> t
     )
     cut = len(lams) * len(coupled)
 
-    def total(leaf: np.ndarray) -> Array:
+    def total(leaf: np.ndarray) -> np.ndarray:
         by_lam = leaf[:, :cut].reshape(len(times), len(lams), len(coupled)).sum(axis=-1)
-        return jnp.asarray((by_lam + leaf[:, cut:].sum(axis=-1)[:, None]).T)
+        return (by_lam + leaf[:, cut:].sum(axis=-1)[:, None]).T
 
     gaps = total(safety), total(capability)
     if not states:
@@ -193,7 +211,7 @@ def _solve(world: World, lams: np.ndarray, times: np.ndarray, states: bool) -> t
     moved = np.moveaxis(z[0], 1, -1)  # (T, C, Y)
     out[:, :, coupled] = moved[:, :cut].reshape(len(times), len(lams), len(coupled), -1).swapaxes(0, 1)
     out[:, :, alone] = moved[None, :, cut:]
-    return (*gaps, jnp.asarray(out)), error
+    return (*gaps, out), error
 
 
 def _solve_columns(columns: _Columns, times: np.ndarray, states: bool) -> tuple[tuple[np.ndarray, ...], float]:
@@ -275,12 +293,13 @@ def _step(z: Array, target: Array, h: Array) -> tuple[Array, Array]:
         # (I - hJ)⁻¹ with J = ppᵀ - diag(p), frozen: the Sherman-Morrison formula without a difference.
         short = h / n
         damped = 1 / (1 + short[None, :] * p)
-        turn = p * damped
+        turn, far = p * damped, short[None, :] * damped
         turn_by = short / jnp.sum(turn, axis=0)
 
         def substep(_: Array, y: Array) -> Array:
-            q = jax.nn.softmax(y, axis=0)
-            pull = short[None, :] * damped * (target - q)
+            # The logits begin at log-probabilities: what overflows from there has gone too far in one step.
+            weights = jnp.exp(y)
+            pull = far * (target - weights * (1 / jnp.sum(weights, axis=0))[None, :])
             return y + pull + turn * (turn_by * jnp.sum(p * pull, axis=0))[None, :]
 
         gone = jax.lax.fori_loop(0, n.astype(int), substep, z) - z
