@@ -130,7 +130,7 @@ def mixture_weights(world: World, lam: Numbers) -> tuple[Float[Array, "X *L"], F
     lam = jnp.asarray(lam, jnp.float64)
     p_f, p_s = _with_lanes(world.capability.p, lam), _with_lanes(world.training_safety.p, lam)
     f, s = p_f > 0, p_s > 0
-    share, rest = _shares(p_s / jnp.where(f, p_f, 1) * lam[None])
+    share, rest = _shares(jnp.where(s, p_s, 1) / jnp.where(f, p_f, 1), lam[None])
     return jnp.where(f, jnp.where(s, share, 1), 0), jnp.where(f, jnp.where(s, rest, 0), 1)
 
 
@@ -259,16 +259,18 @@ def check_scale(what: str, values: Numbers) -> Array:
 
 
 @jax.custom_jvp
-def _shares(odds: Array) -> tuple[Array, Array]:
-    """What is left of one, and what goes, at such odds in [0, inf]: each exact when tiny, and so are their derivatives."""
+def _shares(ratio: Array, lam: Array) -> tuple[Array, Array]:
+    """1 and `ratio` λ as shares of their sum, each exact when tiny, with derivatives that are so at every λ, also 0 and inf."""
+    odds = ratio * lam
     return 1 / (1 + odds), 1 / (1 + 1 / odds)
 
 
 @_shares.defjvp
-def _shares_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+def _shares_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[tuple, tuple]:
+    (ratio, _), (d_ratio, d_lam) = primals, tangents
     share, rest = _shares(*primals)
-    slope = jnp.where(share > 0, share * (share * tangents[0]), 0)
-    return (share, rest), (-slope, slope)
+    moved = share * (rest / ratio * d_ratio + share * ratio * d_lam)
+    return (share, rest), (-moved, moved)
 
 
 def _log(x: Array) -> Array:
@@ -329,7 +331,9 @@ def _lanes(world: World, penalties: int) -> int:
 @jax.jit
 def _penalty_for(world: World, tau: Array) -> Array:
     log_lam = bisect(lambda s: _sweep(world, jnp.exp(s))["safety"] - tau, tau.shape)
-    slack = log_lam <= LOG_PENALTIES[0] + 1
+    # Where the task rules out what the safety data contain, the gap at 0 is infinite and any penalty at all is needed.
+    ruled_out = jnp.any(world.shared[:, None] & (world.safety.P > 0) & (world.capability.P <= 0))
+    slack = jnp.isinf(tau) | (~ruled_out & (log_lam <= LOG_PENALTIES[0] + 1))
     return jnp.where(slack, 0, jnp.where(tau == 0, jnp.inf, jnp.exp(log_lam)))
 
 
