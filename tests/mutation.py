@@ -63,11 +63,12 @@ GENERATORS = (
 
 @dataclass(frozen=True)
 class Room:
-    """A part of the package, how many mutations of it are tried, and the tests that should find them, quickest first."""
+    """A part of the package, how many mutations of it are tried, the tests that should find them, quickest first, and their seconds."""
 
     files: tuple[str, ...]
     sample: int
     tests: tuple[str, ...] = ()
+    patience: int = PATIENCE
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,10 @@ def rooms() -> dict[str, Room]:
         "divergences": Room(files("tradeoff/divergences*.py"), 40, ("tests/test_divergences.py", "tests/test_gaps.py")),
         "frontier": Room(files("tradeoff/frontier.py"), 40, ("tests/test_frontier.py",)),
         "loss_constraint": Room(
-            files("tradeoff/loss_constraint.py"), 50, ("tests/test_loss_constraint.py", "tests/theorems/test_golden.py")
+            files("tradeoff/loss_constraint.py"),
+            50,
+            ("tests/test_loss_constraint.py", "tests/theorems/test_golden.py"),
+            patience=240,  # an interval that is never decided is halved for ever
         ),
         "parameter_constraint": Room(
             files("tradeoff/parameter_constraint*/*.py") or files("tradeoff/parameter_constraint.py"),
@@ -188,12 +192,12 @@ def _items(check: str, claim: theorems.Theorem, with_tag: bool) -> list[str]:
     return [f"{REGISTRY}::{check}[{name.encode('unicode_escape').decode()}]" for name in names]  # as pytest writes them
 
 
-def judge(mutant: Mutant, text: str, tests: tuple[str, ...], copy: Path) -> Mutant:
+def judge(mutant: Mutant, text: str, tests: tuple[str, ...], copy: Path, patience: int = PATIENCE) -> Mutant:
     """What the tests say of a mutant, in a copy of the project."""
     original = (copy / mutant.file).read_text()
     try:
         (copy / mutant.file).write_text(text)
-        outcome = "survived" if passes(tests, copy) else "killed"
+        outcome = "survived" if passes(tests, copy, patience) else "killed"
     except subprocess.TimeoutExpired:
         outcome = "timed out"
     finally:
@@ -201,15 +205,15 @@ def judge(mutant: Mutant, text: str, tests: tuple[str, ...], copy: Path) -> Muta
     return Mutant(**asdict(mutant) | {"outcome": outcome})
 
 
-def passes(tests: tuple[str, ...], copy: Path) -> bool:
+def passes(tests: tuple[str, ...], copy: Path, patience: int = PATIENCE) -> bool:
     """Whether the tests pass in a copy of the project."""
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]
     # Seconds of the processor, so that a busy machine makes no mutant look as if it hung.
-    limited = ["sh", "-c", f'ulimit -t {PATIENCE}; exec "$@"', "sh", *command]
+    limited = ["sh", "-c", f'ulimit -t {patience}; exec "$@"', "sh", *command]
     run = subprocess.run(limited, check=False, cwd=copy, env=environment, capture_output=True)
     if run.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise subprocess.TimeoutExpired(command, PATIENCE)
+        raise subprocess.TimeoutExpired(command, patience)
     return run.returncode == 0
 
 
@@ -227,7 +231,7 @@ def main(arguments: list[str]) -> None:
         def run(place: Place, room: Room) -> Mutant:
             copy = copies.get()
             try:
-                return judge(*mutated(place), tests_of(place.file, room), copy)
+                return judge(*mutated(place), tests_of(place.file, room), copy, room.patience)
             finally:
                 copies.put(copy)
 

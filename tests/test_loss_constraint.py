@@ -93,6 +93,32 @@ def test_the_ends_of_penalty_for():
     assert c1.penalty_for(WORLDS["disjoint_contexts"], safety_gap=0.0) == 0
 
 
+def test_where_no_penalty_leaves_an_infinite_gap_any_constraint_asks_for_one():
+    """Of a response that the task rules out: a gap of 60 nats takes a penalty below 1e-100, and no penalty leaves no bound."""
+    world = to.World(to.DataLaw([1.0], [[0.5, 0.5]]), to.DataLaw([1.0], [[0.0, 1.0]]))
+    lams = c1.penalty_for(world, safety_gap=[60.0, 340.0, 360.0, jnp.inf])
+    assert 0 < lams[2] < lams[1] < lams[0] < 1e-50  # the third lies beyond the range that is searched
+    assert lams[3] == 0
+    np.testing.assert_allclose(c1.gaps(world, lams[:2]).safety, [60.0, 340.0], rtol=ROOT.relative)
+
+
+def test_a_penalty_at_a_jump_is_beyond_it():
+    """Where a mixture underflows the gap is infinite: no smaller penalty keeps any constraint, and this one is on the right side."""
+    world = to.World(to.DataLaw([1e-12, 1.0], [[0.5, 0.5], [0.0, 1.0]]), to.DataLaw([1.0, 0.0], [[0.0, 1.0]] * 2))
+    lam = c1.penalty_for(world, safety_gap=1e3)
+    assert bool(jnp.isfinite(c1.gaps(world, lam).safety))
+    assert bool(jnp.isinf(c1.gaps(world, lam / 4).safety))
+
+
+@pytest.mark.parametrize("lam", [0.0, 1e-300, 1.0, 1e300, np.inf])
+def test_slopes_of_the_gaps_are_finite_at_every_penalty(lam):
+    world = WORLDS["random"]
+    for which in ("safety", "capability"):
+        by_world, by_lam = jax.grad(lambda w, lam: getattr(c1.gaps(w, lam), which), argnums=(0, 1))(world, lam)  # noqa: B023
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(by_world))
+        assert bool(jnp.isfinite(by_lam))
+
+
 @pytest.mark.parametrize(
     ("name", "lam", "gap"),
     [("over_penalised", 1.0, 0.0), ("late_minimum", 0.193884929590, 0.0396078163443), ("golden", np.inf, 0.0)],
@@ -101,6 +127,28 @@ def test_best_penalty_is_the_global_one(name, lam, gap):
     best = c1.best_penalty(WORLDS[name])
     assert best == lam or abs(best / lam - 1) < ROOT.relative
     assert abs(float(c1.gaps(WORLDS[name], best).safety) - gap) < PRINTED.absolute
+
+
+def test_a_context_that_no_safety_data_show_decides_nothing():
+    """Though the laws written there for them escape the task's, which costs nothing at weight zero."""
+    over = WORLDS["over_penalised"]
+    beside = to.World(
+        *(
+            to.DataLaw(jnp.append(share * law.p, 1 - share), jnp.concatenate([law.P, jnp.array([row])]))
+            for law, share, row in (
+                (over.safety, 1.0, [0.5, 0.5]),
+                (over.capability, 0.5, [1.0, 0.0]),
+                (over.training_safety, 1.0, [0.5, 0.5]),
+            )
+        )
+    )
+    assert c1.best_penalty(beside) == pytest.approx(c1.best_penalty(over) / 2, rel=ROOT.relative)
+
+
+def test_where_more_is_always_better_the_best_penalty_is_infinite():
+    """Though no penalty brings the gap to zero, and a large one is as good as none can tell."""
+    laws = ([0.5, 0.5], [0.9, 0.1], [0.6, 0.4])
+    assert c1.best_penalty(to.World(*(to.DataLaw([1.0], [row]) for row in laws))) == np.inf
 
 
 def test_two_equal_minima_are_seen_as_equal():
@@ -202,3 +250,8 @@ def test_the_approach_to_the_limit_where_the_proxy_rules_a_response_out():
     # P_s = (1, 0), P_f = (1/2, 1/2), P̂_s = (1, 0): E[P_f/P̂_s] - 1 = -1/2.
     np.testing.assert_allclose(c1.first_order_approach(world([1.0, 0.0], [0.5, 0.5])), -0.5)
     assert c1.first_order_approach(world([0.5, 0.5], [0.5, 0.5])) == jnp.inf
+
+
+def test_the_slope_of_the_approach_is_finite_where_the_proxy_has_zeros():
+    slope = jax.grad(c1.first_order_approach)(WORLDS["one_hot"])
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope))
