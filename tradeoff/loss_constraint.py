@@ -19,7 +19,7 @@ from tradeoff._records import Numbers, is_concrete
 from tradeoff.gaps import Gaps, weighted
 from tradeoff.worlds.world import World
 
-_CACHED, _ABREAST = 2**17, 8
+_CACHED, _ABREAST = 2**16, 8
 """Entries of a table of contexts, responses and penalties that is handled at a time; numbers that a processor adds at a time."""
 
 LOG_PENALTIES = (-700.0, 700.0)
