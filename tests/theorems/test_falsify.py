@@ -58,6 +58,7 @@ def test_a_loose_constant_is_reported():
     attack = falsify(loose, KEY, restarts=16)
     assert not attack.broken
     assert "the constant looks loose by 3" in str(attack)
+    assert "the bound is never approached" in str(dataclasses.replace(attack, ratio=0.0))
 
 
 def test_an_ascent_climbs_a_ratio_above_one_wherever_a_claim_fails():
@@ -90,6 +91,25 @@ def test_rounding_is_not_a_counterexample(relation):
     attack = falsify(rounding, KEY, restarts=8)
     assert not attack.broken  # ... and the falsifier knows it for what it is
     assert attack.refuted == 8
+
+
+def test_rounding_of_large_sides_is_no_counterexample_to_an_equality():
+    @to.theorem(
+        "absorbed",
+        title="absorbed",
+        statement=r"1-\cos g=2\sin^2(g/2)",
+        family=instances.at_penalty(),
+        relation="==",
+        tolerance=EXACT,
+    )
+    def absorbed(instance):
+        """The half-angle formula again, with sides of order one and more."""
+        gap = case_one.gaps(instance.world, instance.lam).safety
+        return 1 + 1e8 * (1 - jnp.cos(gap / 100)), 1 + 2e8 * jnp.sin(gap / 200) ** 2
+
+    attack = falsify(absorbed, KEY, restarts=4)
+    assert attack.refuted
+    assert not attack.broken
 
 
 def hill(height):
