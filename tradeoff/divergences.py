@@ -106,7 +106,7 @@ def kl_terms(P: Array, Q: Array, D: Array) -> Array:
 
 @kl_terms.defjvp
 def _kl_terms_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-    """From D's tangent where that is the accurate one, from Q's where D is nearly -P."""
+    """From D's tangent where the laws are near and that is the accurate one, from Q's where D is nearly -P."""
     (P, Q, D), (dP, dQ, dD) = primals, tangents
     terms = kl_terms(P, Q, D)
     both, near = (P > 0) & (Q > 0), jnp.abs(D) <= 0.1 * P
