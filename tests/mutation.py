@@ -63,7 +63,7 @@ GENERATORS = (
 
 @dataclass(frozen=True)
 class Room:
-    """A part of the package, how many mutations of it are tried, the tests that should find them, quickest first, and their seconds."""
+    """A part of the package, how many mutations of it are tried, the tests that should find them, quickest first, and for how long."""
 
     files: tuple[str, ...]
     sample: int

@@ -94,7 +94,7 @@ def test_the_ends_of_penalty_for():
 
 
 def test_where_no_penalty_leaves_an_infinite_gap_any_constraint_asks_for_one():
-    """Of a response that the task rules out: a gap of 60 nats takes a penalty below 1e-100, and no penalty leaves no bound."""
+    """Of a response that the task rules out: a gap of 60 nats takes a penalty below 1e-50, and no penalty leaves no bound."""
     world = to.World(to.DataLaw([1.0], [[0.5, 0.5]]), to.DataLaw([1.0], [[0.0, 1.0]]))
     lams = c1.penalty_for(world, safety_gap=[60.0, 340.0, 360.0, jnp.inf])
     assert 0 < lams[2] < lams[1] < lams[0] < 1e-50  # the third lies beyond the range that is searched
