@@ -27,16 +27,14 @@ class Draws:
     def __init__(self, key: Array, count: int = 80) -> None:
         words = jax.random.key_data(key).astype(jnp.uint64)
         seed = (words[0] << 32) | words[-1]
-
-        def block(start: Array) -> tuple[Array, Array]:
-            bits = _splitmix64(seed, start + jnp.arange(1, count + 1, dtype=jnp.uint64))
-            ones = jax.lax.population_count(bits >> 32).astype(jnp.float64)
-            between = (bits & jnp.uint64(2**32 - 1)).astype(jnp.float64) * 2.0**-32
-            return ((bits >> 11).astype(jnp.float64) + 0.5) * 2.0**-53, (ones + between - 16.5) * BINOMIAL_SCALE
-
-        # A loop, because XLA would otherwise compile the generator again into every place where a number is used.
-        uniforms, normals = jax.lax.map(block, jnp.array([0, count], jnp.uint64))
-        self._uniforms, self._normals = uniforms[0], normals[1]
+        numbers = jnp.arange(1, count + 1, dtype=jnp.uint64)
+        first, second = _splitmix64(seed, numbers), _splitmix64(seed, count + numbers)
+        uniforms = ((first >> 11).astype(jnp.float64) + 0.5) * 2.0**-53
+        ones = jax.lax.population_count(second >> 32).astype(jnp.float64)
+        between = (second & jnp.uint64(2**32 - 1)).astype(jnp.float64) * 2.0**-32
+        normals = (ones + between - 16.5) * BINOMIAL_SCALE
+        # Held, because XLA would otherwise compile the generator again into every place where a number is used.
+        self._uniforms, self._normals = jax.lax.optimization_barrier((uniforms, normals))
 
     def uniform(self, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> Array:
         """Uniform on (low, high)."""
