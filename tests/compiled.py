@@ -2,7 +2,8 @@
 
 import jax
 
-from tradeoff.theorems.verification import UNOPTIMISED, understood
+from tradeoff._compiling import understood
+from tradeoff.theorems.verification import UNOPTIMISED
 
 OPTIMISED = understood({"xla_backend_optimization_level": 3})
 """Compiler options for what runs longer than it compiles."""

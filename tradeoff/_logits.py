@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tradeoff._compiling import WIDE, compiled
+
 Logits = Float[Array, "*batch V"]
 """Unnormalised log-probabilities along the last axis, `-inf` where a token is masked; float32 is enough."""
 
@@ -102,7 +104,7 @@ def _check_logits(a: Array, b: Array) -> tuple[Array, Array]:
     return a, b
 
 
-@partial(jax.jit, static_argnums=0)
+@compiled(WIDE, static_argnums=0)
 def _in_blocks(rows: Callable[[Array, Array], Any], a: Array, b: Array) -> Any:
     """A function of rows, applied to blocks of them in turn."""
     batch, tokens = a.shape[:-1], a.shape[-1]

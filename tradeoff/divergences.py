@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 from jaxtyping import ArrayLike as ArrayLike
 
+from tradeoff._compiling import WIDE, compiled
 from tradeoff._logits import Divergences as Divergences
 from tradeoff._logits import from_logits as from_logits
 from tradeoff._logits import kl_logits as kl_logits
@@ -122,7 +123,7 @@ def missing_mass(mass: Array) -> Array:
     return jnp.where(jnp.abs(missing) <= NORMALISED_TO * jnp.finfo(mass.dtype).eps, 0, missing)
 
 
-@jax.jit
+@compiled(WIDE)
 def kl(P: Law, Q: Law) -> Float[Array, "*batch"]:
     r"""Kullback-Leibler divergence $\sum_y P\log(P/Q)$.
 
@@ -197,7 +198,7 @@ def binary_kl(a: Array, b: Array) -> Array:
 # --- the rest of the family -------------------------------------------------------------------------------------
 
 
-@jax.jit
+@compiled(WIDE)
 def jensen_shannon(P: Law, Q: Law, w: ArrayLike = 0.5) -> Float[Array, "*batch"]:
     r"""Weighted Jensen-Shannon divergence $w\,\mathrm{KL}(P\|M) + (1-w)\,\mathrm{KL}(Q\|M)$, $M = wP+(1-w)Q$.
 

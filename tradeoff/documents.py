@@ -12,11 +12,12 @@ from latex2mathml.converter import convert
 from matplotlib.figure import Figure
 
 from tradeoff import plotting
+from tradeoff._compiling import understood
 from tradeoff._files import write_atomically
 from tradeoff.citations import cite
 from tradeoff.theorems import Theorem, slacks, verify
 from tradeoff.theorems.falsification import describe
-from tradeoff.theorems.verification import UNOPTIMISED, understood
+from tradeoff.theorems.verification import UNOPTIMISED
 
 INSTANCES = 2_000
 """Random instances behind every page: enough to draw a distribution, and quick."""

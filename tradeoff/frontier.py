@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from tradeoff import divergences as dv
 from tradeoff import loss_constraint
+from tradeoff._compiling import LEAN, WIDE, compiled
 from tradeoff._records import Numbers, record
 from tradeoff.gaps import Gaps
 from tradeoff.tolerances import SCORE
@@ -285,7 +286,7 @@ def _pairs(points: Gaps | Numbers) -> tuple[np.ndarray, np.ndarray]:
     return pairs[..., 0], pairs[..., 1]
 
 
-@jax.jit
+@compiled(WIDE | LEAN)
 def _capability_at(world: World, tau: Array) -> Array:
     ends = loss_constraint.gaps(world, jnp.array([0.0, jnp.inf]))
     lam = loss_constraint.penalty_for(world, safety_gap=tau)
@@ -296,7 +297,7 @@ def _capability_at(world: World, tau: Array) -> Array:
     return jnp.where(lam == 0, 0, jnp.where(inside, jnp.maximum(tangent, 0), ends.capability[1]))
 
 
-@jax.jit
+@compiled(WIDE | LEAN)
 def _distance(world: World, safety: Array, capability: Array) -> Array:
     def beyond(log_lam: Array) -> Array:
         at = loss_constraint.gaps(world, jnp.exp(log_lam))

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tradeoff import divergences as dv
+from tradeoff._compiling import LEAN, WIDE, compiled
 from tradeoff._records import Numbers, is_concrete
 from tradeoff.gaps import Gaps, weighted
 from tradeoff.worlds.world import World
@@ -311,7 +312,7 @@ def _with_lanes(values: Array, lam: Array) -> Array:
     return values[(..., *[None] * lam.ndim)]
 
 
-@jax.jit
+@compiled(WIDE | LEAN)
 def _sweep(world: World, lam: Array) -> dict[str, Array]:
     """Gaps at every penalty, some at a time, each in a lane of its own: a value does not depend on the grid around it."""
     if lam.ndim == 0:
@@ -328,7 +329,7 @@ def _lanes(world: World, penalties: int) -> int:
     return min(2 ** int(np.log2(room)), -(-max(1, penalties) // _ABREAST) * _ABREAST)
 
 
-@jax.jit
+@compiled(WIDE | LEAN)
 def _penalty_for(world: World, tau: Array) -> Array:
     log_lam = bisect(lambda s: _sweep(world, jnp.exp(s))["safety"] - tau, tau.shape)
     # Where the task rules out what the safety data contain, the gap at 0 is infinite and any penalty at all is needed.
@@ -378,7 +379,7 @@ def _bounded_on_intervals(world: World, low: np.ndarray, high: np.ndarray) -> tu
     return at_middle, bound
 
 
-@jax.jit
+@compiled(WIDE | LEAN)
 def _middle_and_bound(world: World, low: Array, high: Array) -> tuple[Array, Array]:
     def some(ends: tuple[Array, Array]) -> tuple[Array, Array]:
         # Weights fall with λ, so w1 <= w0; a convex term lies above its tangents at both.

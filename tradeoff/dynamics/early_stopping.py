@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tradeoff._compiling import BRIEF, compiled
 from tradeoff._records import Numbers, record
 from tradeoff.gaps import Gaps
 from tradeoff.loss_constraint import check_scale
@@ -90,7 +91,7 @@ def onset(quad: Quadratic) -> Onset:
     return Onset(half_square(quad.H_s, quad.pull), half_square(quad.H_s, quad.H_f @ quad.pull) / 4)
 
 
-@jax.jit
+@compiled(BRIEF)
 def _stopped(quad: Quadratic, times: Array) -> tuple[Array, Gaps]:
     rates, U = eigen(quad.H_f)
     curved = rates > 0

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tradeoff._compiling import BRIEF, compiled
 from tradeoff._records import Numbers, record
 from tradeoff.gaps import Gaps
 from tradeoff.parameter_constraint import eigen
@@ -98,7 +99,7 @@ def noise_floor(
     return law
 
 
-@jax.jit
+@compiled(BRIEF)
 def _floor(
     quad: Quadratic, S: Array, learning_rate: Array, count: Array, average: Array, lam: Array
 ) -> tuple[NoiseFloor, Array, Array]:

@@ -6,7 +6,6 @@ with $\sqrt{a\,t}$; a flow too long for that is cheaper in the eigenbasis of eac
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,12 +14,13 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array
 
+from tradeoff._compiling import BRIEF, compiled
 from tradeoff.gaps import Gaps
 from tradeoff.problems.quadratic import Quadratic
 
 NEGLIGIBLE = 2.0**-54
 """The coefficient, relative to the sum, after which a series is cut."""
-DEGREES = 8
+DEGREES = 4
 """Degrees come in multiples of this, so that few programs are compiled."""
 LANES, NUMBERS, INSTANTS = 32, 2048, 128
 """So many penalties (more where these have fewer numbers) and times are worked on at once: they stay in the cache."""
@@ -61,7 +61,7 @@ def _reach(quad: Quadratic, lam: float) -> float:
     return float(np.linalg.eigvalsh(A)[-1] * ROUNDED_UP if d <= SMALL else _power_norm(A))
 
 
-@jax.jit
+@compiled(BRIEF)
 def _norm_on_device(quad: Quadratic, lam: Array) -> Array:
     return _power_norm(quad.H_f + lam * quad.H_s)
 
@@ -75,7 +75,7 @@ def _power_norm(A: Any) -> Any:
     return size * (power**2).sum() ** (1 / 16)
 
 
-@partial(jax.jit, static_argnames=("terms", "gaps", "states"))
+@compiled(BRIEF, static_argnames=("terms", "gaps", "states"))
 def propagate(
     quad: Quadratic, lams: Array, times: Array, reach: Array, *, terms: int, gaps: bool, states: bool
 ) -> tuple[Gaps | None, Array | None]:

@@ -5,7 +5,6 @@ are flat for both losses stay where they start. Many penalties at once are cheap
 (`propagator`), which is exact to rounding of the gaps at the start; the cheaper way is taken, by their costs.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tradeoff._compiling import BRIEF, compiled
 from tradeoff._records import Numbers, is_concrete, record
 from tradeoff.dynamics.propagator import degree_for, propagate
 from tradeoff.gaps import Gaps
@@ -116,7 +116,7 @@ def _solved(quad: Quadratic, lams: Any, times: Any, gaps: bool, states: bool) ->
     return propagate(quad, lams, times, reach, terms=terms, gaps=gaps, states=states)
 
 
-@partial(jax.jit, static_argnums=3)
+@compiled(BRIEF, static_argnums=3)
 def _flows(quad: Quadratic, lams: Array, times: Array, states: bool) -> tuple[Gaps, Array | None]:
     d, pull = quad.displacement, quad.pull
     resistance = quad.H_s @ d

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from tradeoff._compiling import BRIEF, compiled
 from tradeoff.divergences import root
-from tradeoff.parameter_constraint._spectral import RANK_WITHIN, congruent, newton, secular_root, unwhitened
+from tradeoff.parameter_constraint._spectral import RANK_WITHIN, congruent, implicit, newton, secular_root, unwhitened
 from tradeoff.parameter_constraint.records import LocalPoint, graded
 from tradeoff.problems.quadratic import LocalModel, half_square, length, spectrum
 
@@ -60,21 +61,19 @@ def _frame(model: LocalModel, metric: Array | None) -> _Frame:
     return _Frame(H, g, H_s, L, rates, U, b, shift, a, bottom, jnp.any(low & (b != 0)))
 
 
-@jax.jit
+@compiled(BRIEF)
 def path(model: LocalModel, radii: Array, metric: Array | None) -> LocalPoint:
     """See `parameter_constraint.path`."""
     frame = _frame(model, metric)
-    reach = length(_step(frame, jnp.zeros(())))
+    reach = length(_step(frame.a, frame.b, jnp.zeros(())))
 
     def one(radius: Array) -> LocalPoint:
         binds = (frame.endless | (radius < reach)) & jnp.isfinite(radius)
         unbounded = jnp.isinf(radius) & (frame.endless | (frame.shift > 0))
         inner = jnp.where(binds, radius, jnp.where(reach > 0, reach / 2, 1))
-        s, settled = secular_root(*jax.lax.stop_gradient((frame.a, frame.b, inner)))
-        # One more step of Newton outside the loop carries the derivative of the root.
-        norm, step = newton(_step(frame, s), frame.a + s)
-        s = jnp.where(binds, s + jax.lax.stop_gradient(step) * (norm / inner - 1), 0)
-        taken = _step(frame, s)
+        s, settled = _root(frame.a, frame.b, inner)
+        s = jnp.where(binds, s, 0)
+        taken = _step(frame.a, frame.b, s)
         hard = ~binds & (frame.shift > 0) & ~unbounded
         short, beyond = radius - length(taken), radius + length(taken)
         taken = taken + jnp.where(hard, root(jnp.where(hard, short * beyond, 0)), 0) * frame.bottom
@@ -84,7 +83,7 @@ def path(model: LocalModel, radii: Array, metric: Array | None) -> LocalPoint:
     return jax.tree.map(lambda leaf: leaf.reshape(radii.shape + leaf.shape[1:]), flat)
 
 
-@jax.jit
+@compiled(BRIEF)
 def soft_path(model: LocalModel, multipliers: Array, metric: Array | None) -> LocalPoint:
     """See `parameter_constraint.soft_path`."""
     frame = _frame(model, metric)
@@ -92,17 +91,28 @@ def soft_path(model: LocalModel, multipliers: Array, metric: Array | None) -> Lo
     def one(mu: Array) -> LocalPoint:
         s = mu - frame.shift
         unbounded = (s < 0) | ((s == 0) & frame.endless)
-        taken = _step(frame, jnp.where(unbounded, 1, s))
+        taken = _step(frame.a, frame.b, jnp.where(unbounded, 1, s))
         return _point(model, frame, taken, mu, None, jnp.bool_(False), unbounded, jnp.bool_(True))
 
     flat = jax.vmap(one)(multipliers.ravel())
     return jax.tree.map(lambda leaf: leaf.reshape(multipliers.shape + leaf.shape[1:]), flat)
 
 
-def _step(frame: _Frame, s: Array) -> Array:
+@jax.custom_jvp
+def _root(a: Array, b: Array, radius: Array) -> tuple[Array, Array]:
+    return secular_root(a, b, radius)
+
+
+@_root.defjvp
+def _root_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[tuple, tuple]:
+    s, settled = _root(*primals)
+    return (s, settled), implicit(lambda a, b: newton(_step(a, b, s), a + s), primals, tangents, settled)
+
+
+def _step(a: Array, b: Array, s: Array) -> Array:
     """$b_i/(a_i+s)$ along the axes; 0 where nothing pulls, or where only s > 0 would bound the step."""
-    stiffness = frame.a + s
-    return jnp.where(stiffness > 0, frame.b / jnp.where(stiffness > 0, stiffness, 1), 0)
+    stiffness = a + s
+    return jnp.where(stiffness > 0, b / jnp.where(stiffness > 0, stiffness, 1), 0)
 
 
 def _point(

@@ -5,8 +5,13 @@ its least value. $1/\|\delta(s)\|$ is concave and rises, so Newton's method on i
 ever passing it; brackets of the root start and guard it.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.linalg as scipy_linalg  # noqa: F401  JAX would load it amid the first eigendecomposition.
 from jaxtyping import Array, Float
 
 from tradeoff.problems.quadratic import length, spectrum
@@ -42,13 +47,17 @@ def filters(rates: Array, mu: Array) -> tuple[Array, Array]:
     return jnp.where(curved, moved, 0), jnp.where(curved, rest, 1)
 
 
+@jax.custom_jvp
 def shares(odds: Array) -> tuple[Array, Array]:
     """`1/(1+odds)` and `odds/(1+odds)` for odds in [0, inf], with finite derivatives at both ends."""
-    large = odds > 1
-    small, inverse = jnp.where(large, 1, odds), 1 / jnp.where(large, odds, 1)
-    return jnp.where(large, inverse / (1 + inverse), 1 / (1 + small)), jnp.where(
-        large, 1 / (1 + inverse), small / (1 + small)
-    )
+    return 1 / (1 + odds), 1 / (1 + 1 / odds)
+
+
+@shares.defjvp
+def _shares_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    share, rest = shares(*primals)
+    moved = share * share * tangents[0]
+    return (share, rest), (-moved, moved)
 
 
 def newton(delta: Array, stiffness: Array) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -63,6 +72,22 @@ def newton(delta: Array, stiffness: Array) -> tuple[Float[Array, ""], Float[Arra
     slope = jnp.sum(jnp.where(stiffness > 0, square / jnp.where(stiffness > 0, stiffness, 1), 0))
     positive = slope > 0
     return jnp.sqrt(jnp.where(positive, total, 1)), jnp.where(positive, total / jnp.where(positive, slope, 1), 0)
+
+
+def implicit(
+    length_at_root: Callable[[Array, Array], tuple[Array, Array]], primals: tuple, tangents: tuple, settled: Array
+) -> tuple[Array, Any]:
+    r"""The tangents of a root s of $\|\delta(s)\|=\varepsilon$ and of whether it was found, by the implicit function theorem.
+
+    Args:
+        length_at_root: what `newton` says at the root, from the two arrays that set the step.
+        primals: the two arrays and ε.
+        tangents: theirs.
+        settled: whether the root was found.
+    """
+    (norm, step), (moved, _) = jax.jvp(length_at_root, primals[:2], tangents[:2])
+    radius, d_radius = primals[2], tangents[2]
+    return step * (moved - norm / radius * d_radius) / radius, np.zeros(settled.shape, jax.dtypes.float0)
 
 
 def secular_root(a: Array, b: Array, radius: Array) -> tuple[Float[Array, ""], Array]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tradeoff._compiling import BRIEF, compiled
 from tradeoff._records import Numbers, is_concrete
 from tradeoff.gaps import Gaps
 from tradeoff.loss_constraint import check_scale
@@ -16,6 +17,7 @@ from tradeoff.parameter_constraint._spectral import (
     congruent,
     eigen,
     filters,
+    implicit,
     newton,
     secular_root,
     unwhitened,
@@ -191,7 +193,7 @@ def _frame(quad: Quadratic, metric: Array | None) -> _Frame:
     return _Frame(white, L, rates, U, jnp.where(rates > 0, U.T @ white.displacement, 0))
 
 
-@jax.jit
+@compiled(BRIEF)
 def _path(quad: Quadratic, radii: Array, metric: Array | None) -> TrustRegionPoint:
     frame = _frame(quad, metric)
 
@@ -203,7 +205,7 @@ def _path(quad: Quadratic, radii: Array, metric: Array | None) -> TrustRegionPoi
     return jax.tree.map(lambda leaf: leaf.reshape(radii.shape + leaf.shape[1:]), flat)
 
 
-@jax.jit
+@compiled(BRIEF)
 def _soft_path(quad: Quadratic, multipliers: Array, metric: Array | None) -> TrustRegionPoint:
     frame = _frame(quad, metric)
     flat = jax.vmap(lambda mu: _point(quad, frame, mu, None, jnp.bool_(True)))(multipliers.ravel())
@@ -236,9 +238,20 @@ def _multiplier(rates: Array, c: Array, radius: Array) -> tuple[Float[Array, ""]
     # In units of the reach: nothing under- or overflows, and the end of the path is at 1.
     unit = jnp.where(reach > 0, reach, 1)
     c, radius = c / unit, jnp.where(binds, radius / unit, 0.5)
-    frozen = jax.lax.stop_gradient((rates, rates * c, radius))
-    root, settled = secular_root(*frozen)
-    mu = jnp.where(binds, root, 1.0)
-    # One more step of Newton outside the loop carries the derivative of the root.
-    norm, step = newton(filters(rates, mu)[0] * c, jnp.where(rates > 0, rates + mu, 0))
-    return jnp.where(binds, mu + jax.lax.stop_gradient(step) * (norm / radius - 1), 0), settled | ~binds
+    root, settled = _root(rates, c, radius)
+    return jnp.where(binds, root, 0), settled | ~binds
+
+
+@jax.custom_jvp
+def _root(rates: Array, c: Array, radius: Array) -> tuple[Float[Array, ""], Array]:
+    return secular_root(rates, rates * c, radius)
+
+
+@_root.defjvp
+def _root_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[tuple, tuple]:
+    mu, settled = _root(*primals)
+
+    def length_at_root(rates: Array, c: Array) -> tuple[Array, Array]:
+        return newton(filters(rates, mu)[0] * c, jnp.where(rates > 0, rates + mu, 0))
+
+    return (mu, settled), implicit(length_at_root, primals, tangents, settled)

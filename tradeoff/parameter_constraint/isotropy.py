@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from tradeoff._compiling import BRIEF, compiled
 from tradeoff._records import Numbers, is_concrete
 from tradeoff.parameter_constraint._spectral import RANK_WITHIN, congruent, eigen
 from tradeoff.parameter_constraint.ball import check_metric
@@ -50,7 +51,7 @@ def price_of_isotropy(H_s: Numbers, g: Numbers, metric: Numbers | None = None) -
     return _price(jnp.asarray(H_s, jnp.float64), jnp.asarray(g, jnp.float64), check_metric(metric))
 
 
-@jax.jit
+@compiled(BRIEF)
 def _price(H_s: Array, g: Array, metric: Array | None) -> IsotropyPrice:
     if metric is not None:
         L = jnp.linalg.cholesky(metric)

@@ -1,12 +1,11 @@
 """Case I of a pair of quadratics: its whole Pareto set, from one generalised eigenproblem."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from tradeoff._compiling import BRIEF, compiled
 from tradeoff._records import Numbers, is_concrete
 from tradeoff.gaps import Gaps
 from tradeoff.loss_constraint import check_penalty
@@ -115,7 +114,7 @@ def _eigenpairs(task: Array, both: Array, definite: bool) -> tuple[Array, Array,
     return share, W @ Z, jnp.sum(~curved)
 
 
-@partial(jax.jit, static_argnames=("definite", "exact", "states"))
+@compiled(BRIEF, static_argnames=("definite", "exact", "states"))
 def _path(
     quad: Quadratic, seen: Quadratic, lam: Array, flats: Array | None, definite: bool, exact: bool, states: bool
 ) -> tuple[Gaps, tuple[Array, Array] | None]:

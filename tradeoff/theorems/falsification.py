@@ -12,9 +12,10 @@ import mpmath
 import numpy as np
 from jaxtyping import Array
 
+from tradeoff._compiling import understood
 from tradeoff.theorems import precise
 from tradeoff.theorems.claim import Theorem
-from tradeoff.theorems.verification import UNOPTIMISED, understood
+from tradeoff.theorems.verification import UNOPTIMISED
 from tradeoff.worlds.world import SUM_TO_ONE_WITHIN, DataLaw
 
 STEPS = 800

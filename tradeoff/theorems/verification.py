@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tradeoff._compiling import LEAN, understood
 from tradeoff.theorems.claim import Family, Sides, Terms, Theorem, slack, violations
 from tradeoff.theorems.tally import EMPTY, Record
 
@@ -22,8 +23,6 @@ BATCH = 1_000
 """Instances are drawn and checked this many at a time: small enough for the cache, and one compiled shape for all runs."""
 QUICK = 100_000
 """Up to so many instances are drawn and checked by programs compiled without optimisation: compiling takes longer."""
-LEAN = {"xla_cpu_use_fusion_emitters": False}
-"""XLA's older code generator: programs of many small steps run as fast and compile in two thirds of the time."""
 UNOPTIMISED = LEAN | {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
 """Half to a third of the speed, and a quarter of the time to compile; processes beside this one have the other cores."""
 KEPT_EVERY = 10.0
@@ -250,20 +249,6 @@ def replay(theorem: Theorem, key: Array, index: int, instances: int = 10_000) ->
 
 def _one_of(batch: Any, place: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[place]), jax.device_get(batch))
-
-
-def understood(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of some compiler options that this version of XLA knows; they change how long things take, and last bits."""
-    return {name: value for name, value in options.items() if _is_understood(name, value)}
-
-
-@cache
-def _is_understood(name: str, value: Any) -> bool:
-    try:
-        jax.jit(lambda x: x, compiler_options={name: value})(0.0)
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
 
 
 @cache
