@@ -324,9 +324,12 @@ def _sweep(world: World, lam: Array) -> dict[str, Array]:
 
 
 def _lanes(world: World, penalties: int) -> int:
-    """How many penalties at a time: as many as there are, if their tables stay in the processor's cache."""
-    room = max(1, _CACHED // world.safety.P.size)
-    return min(2 ** int(np.log2(room)), -(-max(1, penalties) // _ABREAST) * _ABREAST)
+    """How many penalties at a time: whole vectors of them whose tables stay in the processor's cache, or one."""
+    size = world.safety.P.size
+    if size > _CACHED // _ABREAST:
+        # A vector of lanes from memory is still faster than one after the other; fewer lanes than a vector are slower.
+        return _ABREAST if size <= 2 * _CACHED and penalties > _ABREAST // 2 else 1
+    return min(2 ** int(np.log2(_CACHED // size)), -(-max(1, penalties) // _ABREAST) * _ABREAST)
 
 
 @compiled(WIDE | LEAN)

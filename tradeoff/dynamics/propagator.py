@@ -43,11 +43,12 @@ def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[in
     batches = -(-lanes // _most_lanes(d))
     each = lanes * (4 * d**2 + 2 * instants * d) + batches * STEP_CALL
     most = int(flops_by_eigen / each) // DEGREES * DEGREES
-    if most < DEGREES or not np.all(np.isfinite(times)) or times.max() == 0:
+    last = float(times.max())
+    if most < DEGREES or not 0 < last < np.inf:
         return None
     reach = _reach(quad, float(lams.max()))
     terms = np.arange(DEGREES, most + 1, DEGREES)
-    small = scipy.special.ive(terms, reach * float(times.max()) / 2) <= NEGLIGIBLE
+    small = scipy.special.ive(terms, reach * last / 2) <= NEGLIGIBLE
     # Beyond 1e9 or so the scaled Bessel function is a NaN; no polynomial is short enough there.
     return (int(terms[np.argmax(small)]), reach) if reach > 0 and small.any() else None
 
