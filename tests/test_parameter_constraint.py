@@ -196,6 +196,17 @@ def test_the_multiplier_is_the_derivative():
         assert agree(slope, -float(c2.solve(quad, radius).multiplier) * radius, DERIVATIVE)
 
 
+def test_second_derivatives_are_those_of_the_way_back():
+    """dμ/dε is one over the derivative of ε(μ), which has no root in it; so is the curvature of the gap along the path."""
+    quad = random_pair(5, decades=3.0)
+    for radius in (1e-4, 0.1, 1.0):
+        mu = c2.solve(quad, radius).multiplier
+        rate = 1 / float(jax.grad(lambda m: c2.soft_path(quad, m).radius)(mu))
+        assert agree(float(jax.grad(lambda e: c2.solve(quad, e).multiplier)(radius)), rate, DERIVATIVE)
+        curvature = float(jax.grad(jax.grad(lambda e: c2.solve(quad, e).gaps.capability))(radius))
+        assert agree(curvature, -float(mu) - radius * rate, DERIVATIVE)
+
+
 # --- Case I of two quadratics -----------------------------------------------------------------------------------
 
 

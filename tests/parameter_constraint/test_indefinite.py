@@ -152,6 +152,16 @@ def test_the_multiplier_is_the_derivative(name):
     np.testing.assert_allclose(slopes, np.asarray(at.multiplier) * RADII, rtol=DERIVATIVE.relative)
 
 
+@pytest.mark.parametrize("name", ["indefinite", "definite", "downwards"])
+def test_second_derivatives_are_those_of_the_way_back(name):
+    """dμ/dε is one over the derivative of ε(μ), which has no root in it; so is the curvature of the gain along the path."""
+    saddle, radii = CASES[name], jnp.array([1e-2, 0.3])
+    mu = c2.path(saddle, radii).multiplier
+    rate = 1 / jax.grad(lambda m: c2.soft_path(saddle, m).radius.sum())(mu)
+    curvature = jax.jvp(jax.grad(lambda e: c2.path(saddle, e).gain.sum()), (radii,), (jnp.ones(2),))[1]
+    np.testing.assert_allclose(curvature, mu + radii * rate, rtol=DERIVATIVE.relative)
+
+
 def test_a_subspace_may_hide_a_saddle():
     saddle = CASES["indefinite"]
     rates, U = np.linalg.eigh(saddle.H_f)
