@@ -16,7 +16,7 @@ from tests.theorems.mutants import MUTANTS
 from tradeoff import loss_constraint as c1
 from tradeoff import theorems
 from tradeoff.theorems import instances, registry, replay, verification, verify
-from tradeoff.theorems.claim import Assumption, Theorem
+from tradeoff.theorems.claim import Assumption, Theorem, slack
 from tradeoff.theorems.draws import Draws
 from tradeoff.tolerances import EXACT, agree
 
@@ -218,6 +218,14 @@ def test_instances_do_not_depend_on_how_many_are_drawn():
     assert few.violations <= many.violations
     counted = sum(float(gap(replay(theorem, KEY, index))) > 0.5 for index in range(20))
     assert verify(theorem, KEY, instances=20).violations == counted
+
+
+def test_slacks_are_those_of_the_instances_that_are_replayed():
+    theorem = claim(lambda i: (gap(i), jnp.float64(0.5)))
+    sides = [theorem.at(replay(theorem, KEY, index)) for index in range(20)]
+    expected = [np.asarray(slack(side, theorem.terms)) for side in sides]
+    found = verification.slacks(theorem, KEY, 20)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT.relative)
 
 
 def test_batches_change_nothing(monkeypatch):

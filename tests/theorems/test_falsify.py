@@ -1,6 +1,7 @@
 """The falsifier: it reaches what is attained, breaks what is false, and calls off what is only rounding."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,8 @@ def test_an_ascent_climbs_a_ratio_above_one_wherever_a_claim_fails():
         small, large = jnp.float64(low), jnp.float64(high)
         assert falsification._ratio(small, large, "<=") < 1 < falsification._ratio(large, small, "<=")
         assert falsification._ratio(large, small, ">=") < 1 < falsification._ratio(small, large, ">=")
-    assert falsification._ratio(jnp.float64(1.5), jnp.float64(2.0), "<=") == 0.75
+    for left in (1.5, 4.0):
+        assert falsification._ratio(jnp.float64(left), jnp.float64(2.0), "<=") == left / 2
 
 
 @pytest.mark.parametrize("relation", ["==", "<=", ">="])
@@ -91,6 +93,9 @@ def test_rounding_is_not_a_counterexample(relation):
     attack = falsify(rounding, KEY, restarts=8)
     assert not attack.broken  # ... and the falsifier knows it for what it is
     assert attack.refuted == 8
+    if relation != "==":
+        shown = falsification._ratio(*rounding.at(attack.instance), relation)[0]
+        assert float(shown) == pytest.approx(attack.ratio, rel=EXACT.relative)  # of the instance that is shown
 
 
 def test_rounding_of_large_sides_is_no_counterexample_to_an_equality():
@@ -152,6 +157,9 @@ def test_a_family_outside_its_own_assumptions_is_refused():
         falsify(at_most_one(2.0, 3.0), KEY, restarts=4)
 
 
-def test_at_least_one_restart(guess):
+def test_at_least_one_restart(guess, monkeypatch):
     with pytest.raises(ValueError, match="restarts=0; at least 1"):
         falsify(guess, KEY, restarts=0)
+    monkeypatch.setattr(falsification, "time", SimpleNamespace(perf_counter=iter([10.0, 12.5]).__next__))
+    attack = falsify(guess, KEY, restarts=1)
+    assert (attack.restarts, attack.seconds) == (1, 2.5)
