@@ -109,3 +109,8 @@ def test_the_memory_of_gaps_does_not_grow_with_the_number_of_times():
     output = 2 * 8 * len(lams) * (many - few) / 2**20
     assert megabytes(many, states=False) - megabytes(few, states=False) <= 2 * output
     assert megabytes(many, states=True) - megabytes(few, states=True) > 4 * output  # the control
+
+
+def test_no_time_at_all_is_an_empty_flow():
+    for lams in (1.0, np.linspace(0.0, 1.0, 64)):
+        assert quadratic_flow(pair(), lams, []).gaps.safety.shape == (*np.shape(lams), 0)

@@ -43,7 +43,7 @@ def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[in
     batches = -(-lanes // _most_lanes(d))
     each = lanes * (4 * d**2 + 2 * instants * d) + batches * STEP_CALL
     most = int(flops_by_eigen / each) // DEGREES * DEGREES
-    last = float(times.max())
+    last = float(times.max(initial=0))
     if most < DEGREES or not 0 < last < np.inf:
         return None
     reach = _reach(quad, float(lams.max()))
