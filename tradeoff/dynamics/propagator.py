@@ -103,7 +103,7 @@ def propagate(
 
         zeroth = jnp.broadcast_to(pull, (len(lams), len(d)))
         first = turned(zeroth)
-        _, others = jax.lax.scan(step, (zeroth, first), None, terms - 2, unroll=2)
+        _, others = jax.lax.scan(step, (zeroth, first), None, terms - 2)
 
         def instants(times: Array) -> tuple[Gaps | None, Array | None]:
             c = (-jnp.expm1(-times[:, None] * nodes[None, :]) / nodes[None, :]) @ transform

@@ -19,6 +19,7 @@ import scipy.linalg
 import scipy.special
 from jaxtyping import Array, Float
 
+from tradeoff._random import normals
 from tradeoff._records import Numbers, record, static
 from tradeoff.landscape.lanczos import RitzPairs, krylov, lanczos, tridiagonal
 from tradeoff.landscape.operators import AnyOperator, Operator
@@ -352,13 +353,14 @@ def _samples(operator: AnyOperator, key: Array, sketch: int, count: int, over: C
     d, dtype = operator.size, operator.dtype
     found, Q = jnp.zeros((), dtype), jnp.zeros((0, d), dtype)
     if sketch:
-        Q = _orthonormal(operator.rows(jax.random.normal(sketch_key, (sketch, d), dtype)))
+        Q = _orthonormal(operator.rows(normals(sketch_key, (sketch, d), dtype)))
         found = jnp.sum(Q * operator.rows(Q))
 
     def sample(one: Array) -> tuple[Array, Array]:
-        z = _without(Q, jax.random.normal(one, (d,), dtype))
-        image = _without(Q, operator @ z)
-        return jnp.dot(z, image), jnp.dot(image, image)
+        z = _without(Q, normals(one, (d,), dtype))
+        image = operator @ z
+        left = _without(Q, image) if operator.semidefinite else image  # z has nothing along Q; only the law asks for the square
+        return jnp.dot(z, left), jnp.dot(left, left)
 
     return found, *over(sample, jax.random.split(key, count))
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from tradeoff._random import words
+
 DECADES = 6.0
 """Penalties are drawn log-uniformly from 10^-6 to 10^6."""
 BINOMIAL_SCALE = (32 / 4 + 1 / 12) ** -0.5
@@ -15,8 +17,7 @@ BINOMIAL_SCALE = (32 / 4 + 1 / 12) ** -0.5
 class Draws:
     """Random numbers of many kinds out of one block of random bits, whatever is drawn.
 
-    The bits are those of SplitMix64, started from the key: in XLA they compile and run in a fraction of the time of
-    Threefry, and drawing should cost less than checking. A normal is the number of ones among 32 bits, smoothed by 32
+    Drawing should cost less than checking. A normal is the number of ones among 32 bits, smoothed by 32
     others and scaled: an instance needs variety, not the tails of a normal.
 
     Args:
@@ -25,10 +26,7 @@ class Draws:
     """
 
     def __init__(self, key: Array, count: int = 80) -> None:
-        words = jax.random.key_data(key).astype(jnp.uint64)
-        seed = (words[0] << 32) | words[-1]
-        numbers = jnp.arange(1, count + 1, dtype=jnp.uint64)
-        first, second = _splitmix64(seed, numbers), _splitmix64(seed, count + numbers)
+        first, second = jnp.split(words(key, 2 * count), 2)
         uniforms = ((first >> 11).astype(jnp.float64) + 0.5) * 2.0**-53
         ones = jax.lax.population_count(second >> 32).astype(jnp.float64)
         between = (second & jnp.uint64(2**32 - 1)).astype(jnp.float64) * 2.0**-32
@@ -66,11 +64,3 @@ class Draws:
     def _enough(left: Array, count: int) -> None:
         if count > left.size:
             raise ValueError(f"Draws has {left.size} numbers left and {count} were asked for; give it a larger count.")
-
-
-def _splitmix64(seed: Array, numbers: Array) -> Array:
-    """Outputs of the generator of Steele, Lea and Flood (2014), by number from 1."""
-    z = seed + numbers * jnp.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> 30)) * jnp.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> 27)) * jnp.uint64(0x94D049BB133111EB)
-    return z ^ (z >> 31)
