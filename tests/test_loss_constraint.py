@@ -91,6 +91,20 @@ def test_the_ends_of_penalty_for():
     most = c1.gaps(world, 0.0).safety
     np.testing.assert_array_equal(c1.penalty_for(world, safety_gap=[0.0, most, 2 * most]), [np.inf, 0.0, 0.0])
     assert c1.penalty_for(WORLDS["disjoint_contexts"], safety_gap=0.0) == 0
+    never_said = to.World(to.DataLaw([1.0], [[0.5, 0.5, 0.0]]), to.DataLaw([1.0], [[0.9, 0.1, 0.0]]))
+    assert c1.penalty_for(never_said, safety_gap=2 * c1.gaps(never_said, 0.0).safety) == 0
+
+
+@pytest.mark.parametrize(("contexts", "responses"), [(4, 3), (32, 16), (512, 16), (1024, 16), (2048, 64), (2560, 64)])
+def test_a_sweep_takes_whole_vectors_of_penalties_whose_tables_the_cache_holds(contexts, responses):
+    world = to.worlds.random(jax.random.key(0), contexts, responses)
+    lanes, size = c1._lanes(world, 10_000), contexts * responses
+    if size <= 2**13:
+        assert lanes % 8 == 0
+        assert 2**15 < lanes * size <= 2**16
+    else:  # then one vector comes out of memory, as long as that is faster than one penalty at a time
+        assert lanes == (8 if size <= 2**17 else 1)
+    assert c1._lanes(world, 1) == (8 if size <= 2**13 else 1)
 
 
 def test_where_no_penalty_leaves_an_infinite_gap_any_constraint_asks_for_one():
@@ -197,21 +211,24 @@ def test_gaps_are_differentiable_in_the_world_and_the_penalty():
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("name", ["golden", "random", "over_penalised"])
+@pytest.mark.parametrize("name", ["golden", "random", "over_penalised", "beside"])
 @pytest.mark.parametrize("width", [4.0, 0.01])
 def test_the_bound_on_an_interval_of_penalties_is_one_and_is_near(name, width):
     """What the certified search prunes by: never above the least gap of the interval, and near it where the interval is short.
 
-    With one context only it is off by the square of the width, also where the least gap lies inside, at λ = 1.
+    With one context only it is off by the square of the width, also where the least gap lies inside, at λ = 1: zero, or
+    positive where every mixture passes beside the safety data.
     """
+    one = (to.DataLaw([1.0], [P]) for P in ([0.4, 0.4, 0.2], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1]))
+    world = to.World(*one) if name == "beside" else WORLDS[name]
     low = jnp.arange(-6.0, 6.0, 0.5) - width / 3
-    at_middle, bound = c1._middle_and_bound(WORLDS[name], low, low + width)
+    at_middle, bound = c1._middle_and_bound(world, low, low + width)
     inside = low[:, None] + width * jnp.linspace(0, 1, 101)[None, :]
-    found = c1.gaps(WORLDS[name], jnp.exp(inside)).safety
+    found = c1.gaps(world, jnp.exp(inside)).safety
     np.testing.assert_allclose(at_middle, found[:, 50], rtol=IDENTITY.relative)
     assert np.all(bound <= found.min(axis=1) + IDENTITY.absolute)
     if width < 1:
-        off = 0 if name == "over_penalised" else width
+        off = 0 if len(world.safety.p) == 1 else width
         np.testing.assert_allclose(bound, found.min(axis=1), rtol=off, atol=width**2)
 
 

@@ -9,6 +9,8 @@ from mpmath import findroot, matrix, mp, mpf, sqrt
 
 from tests.oracle import relative_error
 from tradeoff import parameter_constraint as c2
+from tradeoff.parameter_constraint import ball
+from tradeoff.parameter_constraint.records import SOLVED
 from tradeoff.problems import quadratic
 from tradeoff.problems.quadratic import Quadratic
 from tradeoff.tolerances import DERIVATIVE, EXACT, FLOW, IDENTITY, PRINTED, ROOT, agree
@@ -149,6 +151,15 @@ def test_a_task_that_does_not_pull_leaves_everything_as_it_is():
     at = c2.path(quad, [0.1, 10.0])
     np.testing.assert_array_equal(at.theta, [[0.5, 0.5]] * 2)
     np.testing.assert_array_equal(at.multiplier, 0.0)
+    np.testing.assert_array_equal(at.residual, 0.0)
+
+
+def test_a_point_off_the_path_is_told():
+    """What is solved is stationary to rounding; twice a step leaves as much force as there was pull, half of that of twice the way."""
+    quad = random_pair(5, decades=3.0)
+    frame, yes = ball._frame(quad, None), jnp.bool_(True)
+    at = ball._point(quad, frame._replace(c=2 * frame.c), jnp.ones(()), jnp.ones(()), yes)
+    assert agree(float(at.residual), 0.5, IDENTITY)
 
 
 def test_a_radius_gives_the_same_bits_alone_and_among_others():
@@ -168,7 +179,9 @@ def test_the_soft_form_and_the_ball_are_each_others_inverse(seed):
     mu = jnp.geomspace(1e-3, 1e6, 30)
     soft = c2.soft_path(quad, mu)
     np.testing.assert_allclose(c2.path(quad, soft.radius).multiplier, mu, rtol=ROOT.relative, atol=0)
+    np.testing.assert_array_equal(soft.result, SOLVED)
     ends = c2.soft_path(quad, [0.0, jnp.inf])
+    assert ends.residual[1] == 0
     np.testing.assert_array_equal(ends.theta[1], quad.theta_s)
     # At μ = 0 the whole way has been travelled: a larger ball changes nothing.
     np.testing.assert_allclose(ends.theta[0], c2.solve(quad, 1e9).theta, rtol=EXACT.relative, atol=0)
@@ -196,9 +209,10 @@ def test_the_multiplier_is_the_derivative():
         assert agree(slope, -float(c2.solve(quad, radius).multiplier) * radius, DERIVATIVE)
 
 
-def test_second_derivatives_are_those_of_the_way_back():
+@pytest.mark.parametrize("flat", [0, 2])
+def test_second_derivatives_are_those_of_the_way_back(flat):
     """dμ/dε is one over the derivative of ε(μ), which has no root in it; so is the curvature of the gap along the path."""
-    quad = random_pair(5, decades=3.0)
+    quad = random_pair(5, decades=3.0, flat=flat)
     for radius in (1e-4, 0.1, 1.0):
         mu = c2.solve(quad, radius).multiplier
         rate = 1 / float(jax.grad(lambda m: c2.soft_path(quad, m).radius)(mu))
@@ -224,6 +238,15 @@ def test_what_is_flat_for_safety_is_free_at_every_penalty():
     np.testing.assert_allclose(at.displacement, [[1 / 3, 1, 1], [0, 1, 1]], rtol=0, atol=IDENTITY.absolute)
     assert at.gaps.safety[1] == 0
     assert c2.price_of_isotropy(quad.H_s, quad.pull).price == jnp.inf
+
+
+@pytest.mark.parametrize(("task", "safety"), [(1e-12, 1.0), (1.0, 1e-12), (1e12, 1.0)])
+def test_the_units_of_the_losses_do_not_matter(task, safety):
+    quad = random_pair(6, decades=3.0)
+    rescaled = Quadratic(task * quad.H_f, quad.theta_f, safety * quad.H_s, quad.theta_s)
+    lams = np.geomspace(1e-3, 1e3, 7)
+    plain, at = c2.penalised_path(quad, lams), c2.penalised_path(rescaled, task / safety * lams)
+    np.testing.assert_allclose(at.theta, plain.theta, rtol=IDENTITY.relative, atol=IDENTITY.relative)
 
 
 def test_penalties_match_linear_solves():

@@ -93,7 +93,7 @@ def test_a_verdict_says_how_tight_it_came_and_how_long_it_took():
         began = time.perf_counter()
         verdict = verify(claim(three_quarters), KEY, instances=50)
         elapsed = time.perf_counter() - began
-    assert 0 < verdict.seconds <= elapsed < 1
+    assert 0 < verdict.seconds <= elapsed
     assert agree(verdict.tightest, 0.75, EXACT)
     assert f"tightest ratio {verdict.tightest:.6f}" in str(verdict)
     equal = verify(claim(lambda instance: (gap(instance), gap(instance)), relation="=="), KEY, instances=50)

@@ -359,7 +359,8 @@ def _samples(operator: AnyOperator, key: Array, sketch: int, count: int, over: C
     def sample(one: Array) -> tuple[Array, Array]:
         z = _without(Q, normals(one, (d,), dtype))
         image = operator @ z
-        left = _without(Q, image) if operator.semidefinite else image  # z has nothing along Q; only the law asks for the square
+        # z has nothing along Q; only the law of a semidefinite operator asks for the square.
+        left = _without(Q, image) if operator.semidefinite else image
         return jnp.dot(z, left), jnp.dot(left, left)
 
     return found, *over(sample, jax.random.split(key, count))
