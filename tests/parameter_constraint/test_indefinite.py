@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tradeoff import parameter_constraint as c2
-from tradeoff.parameter_constraint import _indefinite, restrict
+from tradeoff.parameter_constraint import _indefinite, _spectral, restrict
 from tradeoff.problems.quadratic import LocalModel
 from tradeoff.tolerances import DERIVATIVE, EXACT, IDENTITY, ROOT, agree
 
@@ -87,15 +87,37 @@ def test_the_conditions_reject_what_is_not_the_optimum():
         assert conditions(hard, *wrong, radius) > ROOT.relative / 2
 
 
-def test_a_step_that_leaves_the_ball_is_told():
-    """What is solved stays inside to rounding; a step that did not would be seen in the certificate."""
+def test_a_step_that_leaves_the_ball_or_is_not_stationary_is_told():
+    """What is solved stays inside to rounding, without a force; a step that did not would be seen in the certificate."""
     frame = _indefinite._frame(CASES["definite"], None)
+    H, g = (np.asarray(part) for part in (CASES["definite"].H_f, CASES["definite"].g))
     yes, no = jnp.bool_(True), jnp.bool_(False)
     for length in (0.5, 3.0):
         taken = length * jnp.eye(SIZE)[0]
         at = _indefinite._point(CASES["definite"], frame, taken, jnp.ones(()), jnp.ones(()), no, no, yes)
         assert agree(float(at.excess), max(length - 1, 0), EXACT)
+        delta = np.asarray(at.displacement)
+        force = np.linalg.norm(H @ delta + delta - g) / (np.linalg.norm(g) + length)
+        assert agree(float(at.residual), float(force), IDENTITY)
     assert c2.path(CASES["definite"], RADII).excess.max() <= EXACT.relative
+
+
+def test_a_root_that_is_not_reached_is_told(monkeypatch):
+    a, b = jnp.array([0.0, 1.0, 1e3]), jnp.array([1e-3, 1.0, 10.0])
+    assert bool(_spectral.secular_root(a, b, jnp.float64(1e-2))[1])
+    monkeypatch.setattr(_spectral, "STEPS", 1)
+    assert not bool(_spectral.secular_root(a, b, jnp.float64(1e-2))[1])
+
+
+@pytest.mark.parametrize("name", ["indefinite", "hard", "flat", "flat with pull"])
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_the_unit_of_the_loss_does_not_matter(name, scale):
+    one = CASES[name]
+    plain, at = c2.path(one, RADII), c2.path(LocalModel(scale * one.H_f, scale * one.g, one.H_s, one.theta_s), RADII)
+    np.testing.assert_allclose(at.multiplier, scale * plain.multiplier, rtol=IDENTITY.relative)
+    np.testing.assert_array_equal(at.hard, plain.hard)
+    lengths = np.linalg.norm(plain.displacement, axis=1, keepdims=True)
+    np.testing.assert_allclose(at.displacement / lengths, plain.displacement / lengths, atol=IDENTITY.relative)
 
 
 @pytest.mark.parametrize("name", ["hard", "hard twice", "no pull"])
