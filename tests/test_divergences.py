@@ -187,6 +187,23 @@ def test_a_term_and_its_slopes_are_those_of_the_definition_near_and_far(to):
     assert all(relative_error(*each) < EXACT.relative for each in zip((term, *slopes), exact, strict=True))
 
 
+@pytest.mark.parametrize("w", [1e-12, 1e-6, 1e-2, 0.3, 1 - 1e-12])
+@pytest.mark.parametrize(("p", "q"), [(0.5, 0.1), (0.9, 1.0), (1e-3, 0.7), (0.3, 1e-14)])
+def test_the_slope_towards_a_mixture_is_as_exact_as_the_term(p, q, w):
+    """Where the mixture is near, the slope in P is of second order in w: what the slopes in both laws leave of each other."""
+
+    def term(P):
+        D = w * (q - P)
+        return dv.kl_terms(P, (1 - w) * P + w * q, D)
+
+    slope = jax.grad(term)(jnp.float64(p))
+    P, Q, share = (mpmath.mpf(x) for x in (p, q, w))
+    with mpmath.workdps(50):
+        mixture = (1 - share) * P + share * Q
+        exact = mpmath.log(P / mixture) + (1 - share) * (1 - P / mixture)
+    assert relative_error(slope, exact) < IDENTITY.relative
+
+
 def test_a_term_that_only_the_second_law_rules_out_is_infinite_and_moves_nothing():
     """So that it spoils no other derivative of a sum."""
     at = jnp.array([0.3]), jnp.array([0.0]), jnp.array([-0.3])
