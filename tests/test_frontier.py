@@ -95,6 +95,13 @@ def test_sets_of_points_agree_with_moocore(count):
     assert abs(ours - theirs) <= EXACT.relative * max(theirs, 1)
 
 
+def test_among_ties_only_the_least_of_each_is_kept():
+    draw = np.random.default_rng(0)
+    for points in draw.integers(0, 5, size=(200, 6, 2)).astype(float):
+        below = np.all(points[:, None] <= points[None], axis=-1) & np.any(points[:, None] < points[None], axis=-1)
+        np.testing.assert_array_equal(frontier.nondominated(points), ~below.any(axis=0))
+
+
 def test_hypervolume_of_a_frontier_grows_with_its_grid():
     coarse, fine = (frontier.exact(WORLDS["golden"], jnp.logspace(-3, 3, n)).hypervolume([0.6, 0.5]) for n in (5, 50))
     assert coarse < fine < 0.6 * 0.5

@@ -288,13 +288,13 @@ def _pairs(points: Gaps | Numbers) -> tuple[np.ndarray, np.ndarray]:
 
 @compiled(WIDE | LEAN)
 def _capability_at(world: World, tau: Array) -> Array:
-    ends = loss_constraint.gaps(world, jnp.array([0.0, jnp.inf]))
+    dearest = loss_constraint.gaps(world, jnp.inf).capability
     lam = loss_constraint.penalty_for(world, safety_gap=tau)
     inside = (lam > 0) & jnp.isfinite(lam)
     at = loss_constraint.gaps(world, jnp.where(inside, lam, 1))
     # V(λ) - λτ: a tangent of F, so an error in λ enters only squared.
     tangent = at.capability + jnp.where(inside, lam, 1) * (at.safety - tau)
-    return jnp.where(lam == 0, 0, jnp.where(inside, jnp.maximum(tangent, 0), ends.capability[1]))
+    return jnp.where(lam == 0, 0, jnp.where(inside, jnp.maximum(tangent, 0), dearest))
 
 
 @compiled(WIDE | LEAN)
