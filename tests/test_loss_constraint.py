@@ -269,6 +269,21 @@ def test_the_approach_to_the_limit_where_the_proxy_rules_a_response_out():
     assert c1.first_order_approach(world([0.5, 0.5], [0.5, 0.5])) == jnp.inf
 
 
+UNSEEN = to.World(
+    to.DataLaw([0.5, 0.5], [[0.6, 0.4]] * 2),
+    to.DataLaw([0.5, 0.5], [[0.1, 0.9]] * 2),
+    to.DataLaw([0.0, 1.0], [[0.7, 0.3]] * 2),
+)
+
+
+@pytest.mark.parametrize("world", [WORLDS["over_penalised"], WORLDS["random_proxy"], UNSEEN])
+def test_the_approach_is_what_a_large_penalty_still_moves(world):
+    """A context that the proxy never shows is out of the penalty's reach, and has no part in it."""
+    lam = 1e6
+    limit, at = c1.gaps(world, jnp.inf).safety, c1.gaps(world, lam).safety
+    np.testing.assert_allclose(lam * (limit - at), c1.first_order_approach(world), rtol=1e-4, atol=1e-8)
+
+
 def test_the_slope_of_the_approach_is_finite_where_the_proxy_has_zeros():
     slope = jax.grad(c1.first_order_approach)(WORLDS["one_hot"])
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope))
