@@ -29,6 +29,15 @@ def test_no_safety_gap_allowed_leaves_what_only_the_safety_data_permit():
     assert front.capability_at(0.0) > front.capability_at(0.01) > 0
 
 
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_bound_that_does_not_bind_costs_nothing(name):
+    front = frontier.exact(WORLDS[name], [1.0])
+    most = c1.gaps(front.world, 0.0).safety
+    loose = jnp.array([jnp.inf]) if jnp.isinf(most) else jnp.array([2 * most + 1, jnp.inf])
+    np.testing.assert_array_equal(front.capability_at(loose), 0)
+    np.testing.assert_array_equal(jax.grad(lambda tau: front.capability_at(tau).sum())(loose), 0)
+
+
 @pytest.mark.parametrize("name", ["golden", "random", "escaping", "over_penalised"])
 def test_points_shifted_along_the_diagonal_are_at_their_shift(name):
     front = frontier.exact(WORLDS[name], LAMS)
