@@ -499,3 +499,17 @@ def test_no_failure_reads_as_zero():
     """A run that diverges has no end: its distance from anything is undefined, not zero."""
     ended = end_of(jnp.diag(jnp.array([-1.5, 0.5])), jnp.ones(2))
     assert not jnp.isfinite(_linear.length(ended - jnp.ones(2)))
+
+
+def test_interference_is_descent_with_momentum_scale_and_decay():
+    """What the claim calls training is the textbook's: v = μv + s∇L, θ = θ - η(v + wθ), here by NumPy with gradients by hand."""
+    at = interference._interfering(decay=0.1, scale=(1.0, 0.3, 2.0))
+    theta, benign = np.asarray(at.start), np.asarray(at.benign)
+    velocity = np.zeros_like(theta)
+    for rate in np.asarray(at.rates):
+        odds = np.exp(benign @ theta)
+        missed = odds / odds.sum(axis=1, keepdims=True) - np.eye(theta.shape[1])[np.asarray(at.labels)]
+        velocity = 0.5 * velocity + np.asarray(at.scale)[:, None] * (benign.T @ missed)
+        theta = theta - rate * (velocity + 0.1 * theta)
+    moved = interference._fine_tune(at, jnp.ones(2))
+    np.testing.assert_allclose(moved, theta - np.asarray(at.start), rtol=IDENTITY.relative, atol=IDENTITY.absolute)
