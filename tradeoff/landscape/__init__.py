@@ -6,6 +6,10 @@ from tradeoff.landscape.basins import basin as basin
 from tradeoff.landscape.basins import smoothed_floor as smoothed_floor
 from tradeoff.landscape.basins import visage as visage
 from tradeoff.landscape.basins import visage_score as visage_score
+from tradeoff.landscape.joint_curvature import CurvatureOverlap as CurvatureOverlap
+from tradeoff.landscape.joint_curvature import curvature_overlap as curvature_overlap
+from tradeoff.landscape.joint_curvature import generalised_eigenvalues as generalised_eigenvalues
+from tradeoff.landscape.joint_curvature import principal_angles as principal_angles
 from tradeoff.landscape.lanczos import RitzPairs as RitzPairs
 from tradeoff.landscape.lanczos import lanczos as lanczos
 from tradeoff.landscape.neighbourhood import BallConstants as BallConstants
@@ -27,11 +31,7 @@ from tradeoff.landscape.pictures import direction as direction
 from tradeoff.landscape.pictures import line as line
 from tradeoff.landscape.pictures import plane as plane
 from tradeoff.landscape.pictures import scaled as scaled
-from tradeoff.landscape.spectrum import CurvatureOverlap as CurvatureOverlap
 from tradeoff.landscape.spectrum import SpectralDensity as SpectralDensity
 from tradeoff.landscape.spectrum import TraceEstimate as TraceEstimate
-from tradeoff.landscape.spectrum import curvature_overlap as curvature_overlap
 from tradeoff.landscape.spectrum import density as density
-from tradeoff.landscape.spectrum import generalised_eigenvalues as generalised_eigenvalues
-from tradeoff.landscape.spectrum import principal_angles as principal_angles
 from tradeoff.landscape.spectrum import trace as trace
