@@ -20,7 +20,7 @@ def words(key: Array, count: int) -> Array:
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def normals(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float64) -> Array:
+def normals(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """Standard normals from the words of a key, in at least single precision before they are rounded to the dtype."""
     kind = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     digits = jnp.finfo(kind).nmant + 1

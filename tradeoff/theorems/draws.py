@@ -17,8 +17,8 @@ BINOMIAL_SCALE = (32 / 4 + 1 / 12) ** -0.5
 class Draws:
     """Random numbers of many kinds out of one block of random bits, whatever is drawn.
 
-    Drawing should cost less than checking. A normal is the number of ones among 32 bits, smoothed by 32
-    others and scaled: an instance needs variety, not the tails of a normal.
+    Drawing should cost less than checking. A normal is the number of ones among 32 bits, smoothed by 32 others and scaled:
+    an instance needs variety, not the tails of a normal.
 
     Args:
         key: a JAX random key.
