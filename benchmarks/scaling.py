@@ -26,12 +26,14 @@ from tradeoff import divergences, loss_constraint
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.rows import Row, token_log_probabilities
 from tradeoff.dynamics import quadratic_flow
-from tradeoff.dynamics.propagator import degree_for
+from tradeoff.dynamics.propagator import SHORT, degree_for
 from tradeoff.problems import Quadratic
 from tradeoff.worlds import DataLaw, World
 
 CONTEXTS, RESPONSES, PENALTIES = 2048, 16, 64
 LANES, INSTANTS = 64, 33
+EIGEN_FLOPS = 9
+"""Of one symmetric eigendecomposition with vectors, in multiples of d³ (Golub and Van Loan, Matrix Computations, 8.3)."""
 KL_ROWS = 64
 SCORING = "scoring an answer"
 LLAMA: dict[str, Any] = {
@@ -139,9 +141,12 @@ def _flow(dimension: int) -> tuple[Callable[[], Any], Work | None]:
     quad = Quadratic((H_f + H_f.T) / 2, draw.normal(size=dimension), (H_s + H_s.T) / 2, np.zeros(dimension))
     lams, times = np.geomspace(0.1, 10, LANES), np.linspace(0.0, 10.0, INSTANTS)
     chosen = degree_for(quad, lams, times)
-    # For each term two products with d x d matrices of every lane, and its share of every instant; two more for the gaps.
-    term = LANES * (4 * dimension**2 + 2 * INSTANTS * dimension)
-    flops = None if chosen is None else chosen[0] * term + 4 * LANES * INSTANTS * dimension**2
+    flops = None
+    if chosen is not None:
+        terms, product = chosen[0], 2 * LANES * dimension**2
+        # One product with a d x d matrix for each term, and its share of every instant in a series: two of them, or one and a product.
+        share = 2 * LANES * INSTANTS * dimension * terms
+        flops = terms * product + share + (share if terms <= SHORT else INSTANTS * product) + EIGEN_FLOPS * dimension**3
     work = None if flops is None else Work(2 * 8 * dimension**2, flops, 0, "float64")
     return lambda: jax.block_until_ready(quadratic_flow(quad, lams, times).gaps), work
 

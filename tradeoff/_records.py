@@ -1,7 +1,8 @@
 """Immutable records of arrays that JAX can map over, and the check that tells a value from a tracer."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -32,8 +33,10 @@ def record(cls: Record) -> Record:
     arrays = tuple(f.name for f in fields if not f.metadata.get("static"))
     statics = tuple(f.name for f in fields if f.metadata.get("static"))
 
+    children_of, structure_of = _reader(arrays), _reader(statics)
+
     def flatten(self: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return tuple(getattr(self, n) for n in arrays), tuple(getattr(self, n) for n in statics)
+        return children_of(self), structure_of(self)
 
     def flatten_with_keys(self: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         children, aux = flatten(self)
@@ -47,6 +50,13 @@ def record(cls: Record) -> Record:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def _reader(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """What reads so many attributes at once: every call of a compiled program flattens its records, some three times."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda self: tuple(getattr(self, name) for name in names)
 
 
 def is_concrete(*values: Any) -> bool:

@@ -12,7 +12,7 @@ from tradeoff.dynamics import propagator, quadratic_flow, quadratic_states
 from tradeoff.problems import Quadratic
 from tradeoff.tolerances import EXACT, IDENTITY, ROOT
 
-LOOSE = 1.25  # the most by which the interval may pass the spectrum
+LOOSE = 1.07  # the most by which the interval may pass the spectrum
 LAMS, TIMES = np.linspace(0.0, 1.0, 150), np.linspace(0.0, 10.0, 150)
 
 
@@ -48,7 +48,8 @@ def test_the_polynomial_agrees_with_the_eigenbasis_to_rounding():
             gap, np.einsum("lti,ij,ltj->lt", v, H, v) / 2, rtol=EXACT.relative, atol=EXACT.relative * size**2
         )
     start = quad.gaps(quad.theta_s).capability
-    assert abs(flow.gaps.capability[0, 0] - start) <= 4 * np.finfo(float).eps * start
+    # To have come back from the eigenbasis of H_s costs a few units of rounding.
+    assert abs(flow.gaps.capability[0, 0] - start) <= 8 * np.finfo(float).eps * start
 
 
 def test_a_degree_too_low_is_seen():
@@ -58,6 +59,19 @@ def test_a_degree_too_low_is_seen():
     assert size is not None
     _, states = propagator.propagate(quad, LAMS, TIMES, size[1], terms=size[0] // 2, gaps=False, states=True)
     assert np.abs(np.asarray(states) - expected).max() > IDENTITY.relative
+
+
+def test_long_flows_at_large_penalties_stay_exact_to_rounding_of_the_start():
+    """There the slope of the capability loss, as a difference of two series, would lose some hundred units of rounding."""
+    quad, lams = pair(50), np.geomspace(0.1, 100.0, 40)
+    size = propagator.degree_for(quad, lams, TIMES)
+    assert size is not None
+    assert size[0] > 4 * propagator.SHORT
+    gaps, _ = propagator.propagate(quad, lams, TIMES, size[1], terms=size[0], gaps=True, states=False)
+    assert gaps is not None
+    left = by_eigenbasis(quad, lams, TIMES) - np.asarray(quad.displacement)
+    exact = np.einsum("lti,ij,ltj->lt", left, quad.H_f, left) / 2
+    assert np.abs(gaps.capability - exact).max() <= 1e-13 * exact.max()
 
 
 def test_the_first_instants_keep_their_relative_precision():
@@ -79,7 +93,7 @@ def test_long_flows_and_ends_are_taken_in_the_eigenbasis():
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1e4])
-@pytest.mark.parametrize("d", [12, propagator.SMALL + 1])
+@pytest.mark.parametrize("d", [12, propagator.NOT_LARGE + 1])
 def test_the_interval_holds_the_spectrum(d, lam):
     quad = pair(d, safety=3.0)
     largest = np.linalg.eigvalsh(np.asarray(quad.H_f + lam * quad.H_s))[-1]

@@ -1,10 +1,12 @@
 r"""Flows of two quadratics at many penalties by one polynomial, $\delta(t)=\varphi_t(A)\,g$, $\varphi_t(x)=(1-e^{-xt})/x$.
 
 $A=H_f+\lambda H_s$ has other eigenvectors for every λ, but its Chebyshev polynomials on $[0,a]$ take one product with $[H_f\,H_s]$
-per degree for all penalties at once, and every time reads the same vectors with other coefficients. The degree grows
-with $\sqrt{a\,t}$; a flow too long for that is cheaper in the eigenbasis of each penalty.
+per degree for all penalties at once, or, in the eigenbasis of $H_s$, one with $H_f$ alone; and every time reads the same
+vectors with other coefficients. The degree grows with $\sqrt{a\,t}$; a flow too long for that is cheaper in the
+eigenbasis of each penalty.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -14,18 +16,20 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array
 
-from tradeoff._compiling import BRIEF, compiled
+from tradeoff._compiling import BRIEF, WIDE, compiled
 from tradeoff.gaps import Gaps
 from tradeoff.problems.quadratic import Quadratic
 
-NEGLIGIBLE = 2.0**-54
-"""The coefficient, relative to the sum, after which a series is cut."""
+NEGLIGIBLE = 2.0**-49
+"""The series of $e^{-xt}$, from 1, is cut where half a coefficient is less; those of $\varphi_t$, from t, are a sixteenth of it there."""
+SHORT = 48
+"""Up to so many terms the capability loss's slope comes from two series, for less than a product; it may lose $at$ units of rounding."""
 DEGREES = 4
 """Degrees come in multiples of this, so that few programs are compiled."""
-LANES, NUMBERS, INSTANTS = 32, 2048, 128
+LANES, NUMBERS, INSTANTS = 32, 4096, 128
 """So many penalties (more where these have fewer numbers) and times are worked on at once: they stay in the cache."""
-SMALL, NOT_LARGE, ROUNDED_UP = 32, 64, 1 + 2.0**-40
-"""Up to so many parameters the largest eigenvalue, and then a norm, is had for less than a call to the device; what rounding may take."""
+SQUARINGS, NOT_LARGE = 5, 64
+"""How often A is squared to bound its largest eigenvalue by a norm, and up to how many parameters NumPy does it sooner than the device."""
 EIGEN, EIGEN_CALL, STEP_CALL = 64.0, 2.0**20, 2.0**19
 """The cost of an eigendecomposition, in multiples of d³, and what calling one and starting one product cost beside it, flops."""
 
@@ -46,11 +50,10 @@ def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[in
     last = float(times.max(initial=0))
     if most < DEGREES or not 0 < last < np.inf:
         return None
-    reach = _reach(quad, float(lams.max()))
-    terms = np.arange(DEGREES, most + 1, DEGREES)
-    small = scipy.special.ive(terms, reach * last / 2) <= NEGLIGIBLE
+    reach, choice = _reach(quad, float(lams.max())), range(DEGREES, most + 1, DEGREES)
     # Beyond 1e9 or so the scaled Bessel function is a NaN; no polynomial is short enough there.
-    return (int(terms[np.argmax(small)]), reach) if reach > 0 and small.any() else None
+    which = bisect_left(choice, True, key=lambda terms: scipy.special.ive(terms, reach * last / 2) <= NEGLIGIBLE)
+    return (choice[which], reach) if reach > 0 and which < len(choice) else None
 
 
 def _reach(quad: Quadratic, lam: float) -> float:
@@ -58,8 +61,7 @@ def _reach(quad: Quadratic, lam: float) -> float:
     d = quad.theta_s.shape[-1]
     if d > NOT_LARGE:
         return float(_norm_on_device(quad, lam))
-    A = np.asarray(quad.H_f) + lam * np.asarray(quad.H_s)
-    return float(np.linalg.eigvalsh(A)[-1] * ROUNDED_UP if d <= SMALL else _power_norm(A))
+    return float(_power_norm(np.asarray(quad.H_f) + lam * np.asarray(quad.H_s)))
 
 
 @compiled(BRIEF)
@@ -68,55 +70,72 @@ def _norm_on_device(quad: Quadratic, lam: Array) -> Array:
 
 
 def _power_norm(A: Any) -> Any:
-    r"""$\|A^8\|_F^{1/8}$, of an array of either library."""
-    size = abs(A).max()
-    power = A / (size + (size == 0))
-    for _ in range(3):
+    r"""$\|A^{32}\|_F^{1/32}$, of an array of either library; at most $d^{1/64}$ times the largest eigenvalue."""
+    size = abs(A).max(initial=np.finfo(float).tiny)
+    power = A / size
+    for _ in range(SQUARINGS):
         power = power @ power
-    return size * (power**2).sum() ** (1 / 16)
+    return size * (power**2).sum() ** (0.5 / 2**SQUARINGS)
 
 
-@compiled(BRIEF, static_argnames=("terms", "gaps", "states"))
+@compiled(BRIEF | WIDE, static_argnames=("terms", "gaps", "states"))
 def propagate(
     quad: Quadratic, lams: Array, times: Array, reach: Array, *, terms: int, gaps: bool, states: bool
 ) -> tuple[Gaps | None, Array | None]:
     """Gaps, shape (...L, ...T), and displacements, shape (...L, ...T, d), as asked, by what `degree_for` says."""
     shape = lams.shape + times.shape
     lams, times = lams.ravel(), times.ravel()
-    d, pull = quad.displacement, quad.pull
-    both = jnp.concatenate([quad.H_f, quad.H_s], axis=1) * (2 / reach)
-    # φ_t at the Chebyshev nodes of [0, a], and from there to its coefficients.
+    d, pull, H_f, H_s = quad.displacement, quad.pull, quad.H_f, quad.H_s
+    if gaps:  # in the eigenbasis of H_s
+        resistances, U = jnp.linalg.eigh(H_s)
+        resistances = jnp.maximum(resistances, 0)
+        d, pull, H_f = d @ U, pull @ U, U.T @ H_f @ U
+    scale = 2 / reach
+    curving = scale * (H_f if gaps else jnp.concatenate([H_f, H_s], axis=1))
+    # From values at the Chebyshev nodes of [0, a] to coefficients.
     angles = (np.arange(terms) + 0.5) * np.pi / terms
-    nodes = jnp.asarray((1 + np.cos(angles)) / 2) * reach
+    nodes = jnp.asarray((1 + np.cos(angles)) / 2)[None, :] * reach
     transform = np.cos(np.outer(angles, np.arange(terms))) * (2 / terms)
     transform[:, 0] /= 2
 
     def lanes(lams: Array) -> tuple[Gaps | None, Array | None]:
+        weights = lams[:, None]
+
         def turned(Y: Array) -> Array:
-            Z = Y @ both
-            return Z[:, : len(d)] + lams[:, None] * Z[:, len(d) :] - Y
+            Z = Y @ curving
+            if gaps:
+                return Z + (scale * weights * resistances[None, :] - 1) * Y
+            return Z[:, : len(d)] + weights * Z[:, len(d) :] - Y
 
         def step(last: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
             before, now = last
             after = 2 * turned(now) - before
             return (now, after), after
 
+        # The vector of degree -1 is that of degree 1; that of degree 0 is the pull at every penalty.
         zeroth = jnp.broadcast_to(pull, (len(lams), len(d)))
-        first = turned(zeroth)
-        _, others = jax.lax.scan(step, (zeroth, first), None, terms - 2)
+        _, others = jax.lax.scan(step, (turned(zeroth), zeroth), None, terms - 1)
+
+        def series(c: Array) -> Array:
+            return jnp.einsum("tk,kld->tld", c[:, 1:], others) + (c[:, :1] * pull[None, :])[:, None, :]
 
         def instants(times: Array) -> tuple[Gaps | None, Array | None]:
-            c = (-jnp.expm1(-times[:, None] * nodes[None, :]) / nodes[None, :]) @ transform
-            delta = jnp.einsum("tk,kld->tld", c[:, 2:], others)
-            delta = delta + c[:, 0, None, None] * zeroth[None] + c[:, 1, None, None] * first[None]
-            moved = jnp.moveaxis(delta, 1, 0) if states else None
+            # 1 - e^(-xt) = xφ_t(x) at the nodes; its hyperbolic form costs half of `expm1`.
+            tangent = jnp.tanh(times[:, None] * nodes / 2)
+            done = 2 * tangent / (1 + tangent)
+            delta = series((done / nodes) @ transform)
             if not gaps:
-                return None, moved
+                return None, jnp.moveaxis(delta, 1, 0)
             left = delta - d[None, None, :]
-            safety, capability = (
-                jnp.maximum(jnp.sum(v * (v @ H), axis=-1) / 2, 0).T for v, H in ((delta, quad.H_s), (left, quad.H_f))
+            # H_f(δ - d) = Aδ - g - λH_sδ, where Aδ is a series too.
+            slope = (
+                series(done @ transform) - pull[None, None, :] - (weights * resistances[None, :])[None] * delta
+                if terms <= SHORT
+                else left @ H_f
             )
-            return Gaps(safety, capability), moved
+            safety, capability = (delta * delta) @ (resistances / 2), (left * slope) @ jnp.full(len(d), 0.5)
+            moved = jnp.moveaxis(delta @ U.T, 1, 0) if states else None
+            return Gaps(safety.T, jnp.maximum(capability, 0).T), moved
 
         by_time = _in_batches(instants, times, INSTANTS)  # (batches, L, T, ...)
         return jax.tree.map(lambda leaf: _joined(jnp.moveaxis(leaf, 0, 1), 1)[:, : len(times)], by_time)

@@ -97,7 +97,7 @@ def _checked(lams: Numbers, times: Numbers) -> tuple[Array | np.ndarray, Array |
     """Both as float64; in NumPy where values are known, since every array put on the device costs as much as a short sweep."""
     if is_concrete(lams, times):
         lams, times = np.asarray(lams, np.float64), np.asarray(times, np.float64)
-        if np.all((lams >= 0) & (lams < np.inf)) and np.all(times >= 0):
+        if lams.min(initial=0) >= 0 and lams.max(initial=0) < np.inf and times.min(initial=0) >= 0:
             return lams, times
     lams, times = check_scale("penalty λ", lams), check_scale("time", times)
     if is_concrete(lams) and not np.all(np.isfinite(lams)):
