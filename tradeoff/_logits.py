@@ -6,6 +6,7 @@ in the cache. `tradeoff.divergences` gives these functions their public names.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ from tradeoff._compiling import WIDE, compiled
 Logits = Float[Array, "*batch V"]
 """Unnormalised log-probabilities along the last axis, `-inf` where a token is masked; float32 is enough."""
 
-AT_A_TIME = 2**19
+CORES = os.cpu_count() or 1
+AT_A_TIME = 2**17 * min(CORES, 4)
 """Entries in one block of rows: what is made of a block stays in the cache, and nothing of the size of the input exists."""
 
 LN2 = math.log(2)
@@ -29,16 +31,20 @@ EXPONENTIAL = tuple(1 / math.factorial(k) for k in range(2, 19))
 ARTANH = tuple(1 / (2 * k + 1) for k in range(17))
 r"""Taylor coefficients of $\mathrm{artanh}(t)/t$ in $t^2$."""
 JENSEN_SHANNON = (
-    1 / 8,
-    0,
-    1 / 576,
-    -1 / 2880,
-    443 / 4838400,
-    -559 / 21772800,
-    204121 / 26824089600,
-    -4098071 / 1743565824000,
+    1 / 2,
+    -1 / 4,
+    1 / 9,
+    -17 / 360,
+    31 / 1575,
+    -691 / 85050,
+    10922 / 3274425,
+    -929569 / 681080400,
+    3202291 / 5746615875,
+    -221930581 / 976924698750,
+    9444233042 / 102088631019375,
+    -56963745931 / 1513313824522500,
 )
-r"""Taylor coefficients of $(s\sinh s-\cosh s\log\cosh s)/(4s^2)$ in $s^2$."""
+r"""Taylor coefficients of $(s\tanh s-\log\cosh s)/s^2$ in $s^2$."""
 
 
 class Divergences(NamedTuple):
@@ -111,6 +117,8 @@ def _in_blocks(rows: Callable[[Array, Array], Any], a: Array, b: Array) -> Any:
     a, b = a.reshape(-1, tokens), b.reshape(-1, tokens)
     count = len(a)
     size = max(1, min(count, AT_A_TIME // tokens))
+    if size > CORES:
+        size -= size % CORES  # rows are what cores share
     blocks = -(-count // size)
 
     def block(start: Array) -> Any:
@@ -136,9 +144,9 @@ def _all_rows(a: Array, b: Array) -> Divergences:
     forward, change = _kl_entries(P, Q, r), _change(P, Q, r)
     # (Q - P) log(Q/P) is both ways together, twice either where the laws are close: their difference is as precise.
     backward = jnp.where(_near(r)[0], change * r - forward, _kl_far(Q, P, -r))
-    terms = forward, backward, jnp.abs(change) / 2, _jensen_shannon_entries(P, Q, r)
+    terms = forward, backward, jnp.abs(change), _twice_jensen_shannon_entries(P, Q, r)
     forward, backward, moved, shared = (jnp.sum(each, axis=-1) for each in _held(terms))
-    return Divergences(forward, backward, jnp.minimum(moved, 1), jnp.minimum(shared, _at_most_ln2(a.dtype)))
+    return Divergences(forward, backward, jnp.minimum(moved / 2, 1), jnp.minimum(shared / 2, _at_most_ln2(a.dtype)))
 
 
 def _laws(a: Array, b: Array) -> tuple[Array, Array, Array]:
@@ -174,16 +182,17 @@ def _kl_far(P: Array, Q: Array, r: Array) -> Array:
     return Q - P - P * jnp.where(P > 0, r, 0)
 
 
-def _jensen_shannon_entries(P: Array, Q: Array, r: Array) -> Array:
-    r"""$\tfrac12P\log\frac{2P}{P+Q}+\tfrac12Q\log\frac{2Q}{P+Q}$; near, $\sqrt{PQ}\,(s\sinh s-\cosh s\log\cosh s)$ at s = r/2."""
+def _twice_jensen_shannon_entries(P: Array, Q: Array, r: Array) -> Array:
+    r"""$P\log\frac{2P}{P+Q}+Q\log\frac{2Q}{P+Q}$; near, $(P+Q)(s\tanh s-\log\cosh s)$ at s = r/2."""
     near, z = _near(r)
-    close = jnp.sqrt(P * Q) * z * z * _series(JENSEN_SHANNON, z * z / 4, 1 / 16)
+    both, square = P + Q, z * z * 0.25
+    close = both * square * _series(JENSEN_SHANNON, square, 1 / 16)
     above, below = jnp.where(P > 0, jnp.maximum(r, 0), 0), jnp.where(Q > 0, jnp.minimum(r, 0), 0)
     # log((P + Q) / max(P, Q)) = 2 artanh(t), t at most 1/3: a logarithm would cost more than all the rest.
     larger = jnp.maximum(P, Q)
-    t = jnp.minimum(P, Q) / jnp.where(larger > 0, P + Q + larger, 1)
+    t = jnp.minimum(P, Q) / jnp.where(larger > 0, both + larger, 1)
     log = 2 * t * _series(ARTANH, t * t, 1 / 9) - LN2
-    return jnp.where(near, close, (Q * (below - log) - P * (above + log)) / 2)
+    return jnp.where(near, close, Q * (below - log) - P * (above + log))
 
 
 def _near(r: Array) -> tuple[Array, Array]:
