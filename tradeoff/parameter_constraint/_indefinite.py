@@ -50,7 +50,7 @@ def _frame(model: LocalModel, metric: Array | None) -> _Frame:
     shift = jnp.maximum(-rates[0], 0)
     a = jnp.where(rates + shift > nothing, rates + shift, 0)
     low = a == 0
-    b = U.T @ g
+    b = g @ U
     # What rounding leaves of the pull in the bottom eigenspace is no pull.
     b = jnp.where(low & (jnp.abs(b) <= within * length(g)), 0, b)
     # Of a bottom eigenspace of several dimensions, its vector nearest to a coordinate axis: no choice of basis or sign.
@@ -127,11 +127,11 @@ def _point(
 ) -> LocalPoint:
     taken = jnp.where(unbounded, 0, taken)
     finite = jnp.where(jnp.isfinite(mu), mu, 0)
-    inside, norm = frame.U @ taken, length(taken)
+    inside, norm = taken @ frame.U.T, length(taken)
     # g·δ - δ·Hδ/2 with g = (H + μ)δ: every term is positive, also where the curvature is not.
     gain = jnp.sum((finite + frame.rates / 2) * taken**2)
     force = length(frame.g) + finite * norm
-    left_over = length(frame.H @ inside + finite * inside - frame.g)
+    left_over = length(inside @ frame.H + finite * inside - frame.g)
     residual = jnp.where((force > 0) & jnp.isfinite(mu), left_over / jnp.where(force > 0, force, 1), 0)
     asked = norm if radius is None else radius
     excess = jnp.maximum(jnp.where(asked > 0, norm / jnp.where(asked > 0, asked, 1) - 1, 0), 0)

@@ -190,7 +190,7 @@ def _frame(quad: Quadratic, metric: Array | None) -> _Frame:
         H_f, H_s = (congruent(L, H) for H in (quad.H_f, quad.H_s))
         white = Quadratic(H_f, L.T @ quad.theta_f, H_s, L.T @ quad.theta_s)
     rates, U = eigen(white.H_f)
-    return _Frame(white, L, rates, U, jnp.where(rates > 0, U.T @ white.displacement, 0))
+    return _Frame(white, L, rates, U, jnp.where(rates > 0, white.displacement @ U, 0))
 
 
 @compiled(BRIEF)
@@ -216,13 +216,13 @@ def _point(quad: Quadratic, frame: _Frame, mu: Array, radius: Array | None, sett
     """The point with multiplier μ, every part from the filter factors so that nothing small is a difference of large ones."""
     white, L, rates, U, c = frame
     moved, rest = filters(rates, mu)
-    inside = U @ (moved * c)
+    inside = (moved * c) @ U.T
     norm = length(moved * c)
     delta = unwhitened(L, inside)
     capability = jnp.sum(rates * (rest * c) ** 2) / 2
     safety = half_square(white.H_s, inside)
     pull = length(rates * c)
-    left_over = white.H_f @ (inside - white.displacement) + jnp.where(jnp.isfinite(mu), mu, 0) * inside
+    left_over = (inside - white.displacement) @ white.H_f + jnp.where(jnp.isfinite(mu), mu, 0) * inside
     stays = (pull == 0) | ~jnp.isfinite(mu)
     residual = jnp.where(stays, 0, length(left_over) / jnp.where(pull > 0, pull, 1))
     asked = norm if radius is None else radius
@@ -235,10 +235,7 @@ def _multiplier(rates: Array, c: Array, radius: Array) -> tuple[Float[Array, ""]
     """The root of the secular equation, 0 where the ball holds the minimiser of least norm; whether it was found."""
     reach = length(c)
     binds = radius < reach
-    # In units of the reach: nothing under- or overflows, and the end of the path is at 1.
-    unit = jnp.where(reach > 0, reach, 1)
-    c, radius = c / unit, jnp.where(binds, radius / unit, 0.5)
-    root, settled = _root(rates, c, radius)
+    root, settled = _root(rates, c, jnp.where(binds, radius, jnp.where(reach > 0, reach / 2, 1)))
     return jnp.where(binds, root, 0), settled | ~binds
 
 

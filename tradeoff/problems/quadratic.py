@@ -190,7 +190,7 @@ class LocalModel:
 
 def half_square(H: Float[Array, "d d"], v: Float[Array, " d"]) -> Float[Array, ""]:
     r"""$\tfrac12v^\top Hv$ for a semidefinite H: never negative, whatever rounding says."""
-    value = jnp.dot(v, H @ v) / 2
+    value = jnp.dot(v @ H, v) / 2
     # Not `maximum`, whose second derivative at 0 would be half of H.
     return jnp.where(value < 0, 0, value)
 
@@ -202,7 +202,7 @@ def spectrum(H: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "
     As `jnp.linalg.eigh`, with derivatives that stay finite where eigenvalues coincide: vectors that may be turned into each
     other at will count as standing still.
     """
-    values, vectors = jnp.linalg.eigh(H)
+    values, vectors = jnp.linalg.eigh(H, symmetrize_input=False)
     return values, vectors
 
 
