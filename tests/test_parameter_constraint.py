@@ -78,6 +78,12 @@ def test_the_golden_price():
     assert agree(float(paid.most), 9 / 7, EXACT)  # 1.2857142857
 
 
+def test_a_price_along_curved_directions_has_no_bound_where_others_are_flat():
+    paid = c2.price_of_isotropy(jnp.diag(jnp.array([0.0, 1.0, 2.0])), [0.0, 1.0, 1.0])
+    assert agree(float(paid.price), 1.125, EXACT)
+    assert paid.most == jnp.inf
+
+
 def test_the_safety_gap_peaks_inside_the_way():
     quad = quadratic.not_monotone()
     at = c2.path(quad, [0.919409, 2**0.5])
@@ -144,6 +150,14 @@ def test_beyond_the_reach_comes_the_minimiser_of_least_norm():
     np.testing.assert_array_equal(at.multiplier[1:], 0.0)
     np.testing.assert_array_equal(at.gaps.capability[1:], 0.0)
     assert agree(float(at.multiplier[0]), 2.0, EXACT)
+    # The way to θ_f is longer than the reach; in between a larger ball changes nothing.
+    assert jax.grad(lambda radius: c2.solve(quad, radius).multiplier)(2.0) == 0
+
+
+def test_a_way_that_costs_no_safety_is_solved_too():
+    at = c2.solve(Quadratic(jnp.eye(2), [1.0, 0.0], jnp.diag(jnp.array([0.0, 1.0])), [0.0, 0.0]), 0.5)
+    assert at.gaps.safety == 0
+    assert at.result == SOLVED
 
 
 def test_a_task_that_does_not_pull_leaves_everything_as_it_is():

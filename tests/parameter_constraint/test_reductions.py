@@ -130,6 +130,13 @@ def test_the_whole_space_is_a_subspace_without_loss():
     )
 
 
+def test_how_long_the_columns_are_does_not_matter():
+    quad, B = random_pair(5, decades=2.0), np.random.default_rng(0).normal(size=(5, 3))
+    plain, scaled = (c2.restrict(quad, B * np.array(lengths)) for lengths in ([1, 1, 1], [1, 1e-20, 1]))
+    ways = [lora.lift(c2.path(lora.pair, RADII).displacement) for lora in (plain, scaled)]
+    np.testing.assert_allclose(*ways, rtol=IDENTITY.relative)
+
+
 @pytest.mark.parametrize(
     ("B", "message"),
     [
@@ -175,6 +182,12 @@ def test_a_policy_leaves_its_minimum_along_the_pull():
     assert np.linalg.norm(moved - radius * pull / np.linalg.norm(pull)) <= LIMIT.relative * radius
     with pytest.raises(ValueError, match=r"safety loss has a gradient of length .* Descend the safety loss first"):
         LocalModel.of(problem, problem.zero())
+
+
+def test_the_first_step_is_of_length_one_along_the_pull():
+    quad = quadratic.golden()
+    at = c2.projected_descent(quad, quad.theta_s, 2.0, steps=1)
+    np.testing.assert_allclose(at.parameters, quad.pull / jnp.linalg.norm(quad.pull), rtol=EXACT.relative)
 
 
 def test_descent_says_what_it_needs():

@@ -57,7 +57,7 @@ def _price(H_s: Array, g: Array, metric: Array | None) -> IsotropyPrice:
         L = jnp.linalg.cholesky(metric)
         H_s, g = congruent(L, H_s), jax.scipy.linalg.solve_triangular(L, g, lower=True)
     h, U = eigen(H_s)
-    w = (U.T @ g) ** 2
+    w = (g @ U) ** 2
     w = w / jnp.sum(w)
     curved = h > 0
     # What rounding leaves in the flat directions of a gradient inside the range is no free capability.
@@ -69,7 +69,7 @@ def _price(H_s: Array, g: Array, metric: Array | None) -> IsotropyPrice:
     price = 1 + jnp.sum(w[:, None] * w[None, :] * spread) / 2
     escapes = free > (RANK_WITHIN * len(h)) ** 2
     pays = jnp.sum(w) > 0
-    price = jnp.where(escapes, jnp.where(pays, jnp.inf, 1), price)
+    price = jnp.where(escapes & pays, jnp.inf, price)
     kappa = jnp.where(curved[0], h[-1] / safe[0], jnp.inf)
     most = jnp.where(
         jnp.isfinite(kappa), 1 + (kappa - 1) ** 2 / (4 * jnp.where(jnp.isfinite(kappa), kappa, 1)), jnp.inf
