@@ -52,6 +52,18 @@ def test_the_polynomial_agrees_with_the_eigenbasis_to_rounding():
     assert abs(flow.gaps.capability[0, 0] - start) <= 8 * np.finfo(float).eps * start
 
 
+def test_few_penalties_of_many_parameters_are_spared_the_eigenbasis():
+    """Both ways say the same; which is taken is known from the sizes."""
+    quad, lams, times = pair(60), LAMS[:8], TIMES[:80:10]
+    size = propagator.degree_for(quad, lams, times)
+    assert size is not None
+    assert not propagator.diagonal_pays(60, 8, 8, size[0], states=False)
+    assert propagator.diagonal_pays(60, 150, 150, size[0], states=False)
+    flow, many = quadratic_flow(quad, lams, times), quadratic_flow(quad, LAMS, TIMES)
+    for few, all_of_them in zip(jax.tree.leaves(flow.gaps), jax.tree.leaves(many.gaps), strict=True):
+        np.testing.assert_allclose(few, all_of_them[:8, :80:10], rtol=0, atol=EXACT.relative * all_of_them.max())
+
+
 def test_a_degree_too_low_is_seen():
     """The control: with half of the terms the same comparison fails by many orders."""
     quad, expected = pair(), by_eigenbasis(pair(), LAMS, TIMES)

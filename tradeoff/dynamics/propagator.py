@@ -21,15 +21,15 @@ from tradeoff.gaps import Gaps
 from tradeoff.problems.quadratic import Quadratic
 
 NEGLIGIBLE = 2.0**-49
-"""The series of $e^{-xt}$, from 1, is cut where half a coefficient is less; those of $\varphi_t$, from t, are a sixteenth of it there."""
+"""The series of $e^{-xt}$, from 1, is cut where half a coefficient is less; those of $\varphi_t/t$ are a tenth of it by then, or less."""
 SHORT = 48
 """Up to so many terms the capability loss's slope comes from two series, for less than a product; it may lose $at$ units of rounding."""
 DEGREES = 4
 """Degrees come in multiples of this, so that few programs are compiled."""
 LANES, NUMBERS, INSTANTS = 32, 4096, 128
 """So many penalties (more where these have fewer numbers) and times are worked on at once: they stay in the cache."""
-SQUARINGS, NOT_LARGE = 5, 64
-"""How often A is squared to bound its largest eigenvalue by a norm, and up to how many parameters NumPy does it sooner than the device."""
+SQUARINGS, NOT_LARGE, ROUNDED_UP = 5, 128, 1 + 2.0**-40
+"""How often A is squared to bound its largest eigenvalue by a norm; up to how many parameters that is cheaper; what rounding takes."""
 EIGEN, EIGEN_CALL, STEP_CALL = 64.0, 2.0**20, 2.0**19
 """The cost of an eigendecomposition, in multiples of d³, and what calling one and starting one product cost beside it, flops."""
 
@@ -56,26 +56,30 @@ def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[in
     return (choice[which], reach) if reach > 0 and which < len(choice) else None
 
 
+def diagonal_pays(d: int, lanes: int, instants: int, terms: int, states: bool) -> bool:
+    """Whether the products that an eigenbasis of $H_s$ spares the gaps cost more than to find it.
+
+    Args:
+        d: parameters.
+        lanes: penalties.
+        instants: times.
+        terms: of the series.
+        states: whether displacements are asked for too, which then come back by a product each.
+    """
+    return 2 * lanes * (terms + (0 if states else instants)) * d**2 > EIGEN * d**3 + EIGEN_CALL
+
+
 def _reach(quad: Quadratic, lam: float) -> float:
     r"""A number at least $\lambda_{\max}(A)$, which grows with λ, and not much above it."""
-    d = quad.theta_s.shape[-1]
-    if d > NOT_LARGE:
-        return float(_norm_on_device(quad, lam))
-    return float(_power_norm(np.asarray(quad.H_f) + lam * np.asarray(quad.H_s)))
-
-
-@compiled(BRIEF)
-def _norm_on_device(quad: Quadratic, lam: Array) -> Array:
-    return _power_norm(quad.H_f + lam * quad.H_s)
-
-
-def _power_norm(A: Any) -> Any:
-    r"""$\|A^{32}\|_F^{1/32}$, of an array of either library; at most $d^{1/64}$ times the largest eigenvalue."""
+    A = np.asarray(quad.H_f) + lam * np.asarray(quad.H_s)
+    if len(A) > NOT_LARGE:
+        return float(np.linalg.eigvalsh(A)[-1] * ROUNDED_UP)
     size = abs(A).max(initial=np.finfo(float).tiny)
     power = A / size
     for _ in range(SQUARINGS):
         power = power @ power
-    return size * (power**2).sum() ** (0.5 / 2**SQUARINGS)
+    # The norm of A³² to the 1/32, at most d^(1/64) times as large.
+    return float(size * (power**2).sum() ** (0.5 / 2**SQUARINGS))
 
 
 @compiled(BRIEF | WIDE, static_argnames=("terms", "gaps", "states"))
@@ -86,12 +90,13 @@ def propagate(
     shape = lams.shape + times.shape
     lams, times = lams.ravel(), times.ravel()
     d, pull, H_f, H_s = quad.displacement, quad.pull, quad.H_f, quad.H_s
-    if gaps:  # in the eigenbasis of H_s
-        resistances, U = jnp.linalg.eigh(H_s)
-        resistances = jnp.maximum(resistances, 0)
+    diagonal = gaps and diagonal_pays(len(d), lams.size, times.size, terms, states)
+    if diagonal:  # in the eigenbasis of H_s, whose eigenvalues stand for it
+        values, U = jnp.linalg.eigh(H_s)
+        H_s = jnp.maximum(values, 0)
         d, pull, H_f = d @ U, pull @ U, U.T @ H_f @ U
     scale = 2 / reach
-    curving = scale * (H_f if gaps else jnp.concatenate([H_f, H_s], axis=1))
+    curving = scale * (H_f if diagonal else jnp.concatenate([H_f, H_s], axis=1))
     # From values at the Chebyshev nodes of [0, a] to coefficients.
     angles = (np.arange(terms) + 0.5) * np.pi / terms
     nodes = jnp.asarray((1 + np.cos(angles)) / 2)[None, :] * reach
@@ -103,8 +108,8 @@ def propagate(
 
         def turned(Y: Array) -> Array:
             Z = Y @ curving
-            if gaps:
-                return Z + (scale * weights * resistances[None, :] - 1) * Y
+            if diagonal:
+                return Z + (scale * weights * H_s[None, :] - 1) * Y
             return Z[:, : len(d)] + weights * Z[:, len(d) :] - Y
 
         def step(last: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
@@ -124,18 +129,18 @@ def propagate(
             tangent = jnp.tanh(times[:, None] * nodes / 2)
             done = 2 * tangent / (1 + tangent)
             delta = series((done / nodes) @ transform)
+            moved = jnp.moveaxis(delta @ U.T if diagonal else delta, 1, 0) if states else None
             if not gaps:
-                return None, jnp.moveaxis(delta, 1, 0)
-            left = delta - d[None, None, :]
+                return None, moved
+            left, resistance = delta - d[None, None, :], delta * H_s[None, None, :] if diagonal else delta @ H_s
             # H_f(δ - d) = Aδ - g - λH_sδ, where Aδ is a series too.
             slope = (
-                series(done @ transform) - pull[None, None, :] - (weights * resistances[None, :])[None] * delta
+                series(done @ transform) - pull[None, None, :] - weights[None] * resistance
                 if terms <= SHORT
                 else left @ H_f
             )
-            safety, capability = (delta * delta) @ (resistances / 2), (left * slope) @ jnp.full(len(d), 0.5)
-            moved = jnp.moveaxis(delta @ U.T, 1, 0) if states else None
-            return Gaps(safety.T, jnp.maximum(capability, 0).T), moved
+            half = jnp.full(len(d), 0.5)
+            return Gaps(*(jnp.maximum(v @ half, 0).T for v in (delta * resistance, left * slope))), moved
 
         by_time = _in_batches(instants, times, INSTANTS)  # (batches, L, T, ...)
         return jax.tree.map(lambda leaf: _joined(jnp.moveaxis(leaf, 0, 1), 1)[:, : len(times)], by_time)
