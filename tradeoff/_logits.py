@@ -141,10 +141,13 @@ def _all_rows(a: Array, b: Array) -> Divergences:
     P, Q, r = _laws(a, b)
     excess = jnp.sum(_held(_change(P, Q, r)), axis=-1, keepdims=True)
     Q, r = Q * (1 / (1 + excess)), r - jnp.log1p(excess)
+    near, z = _near(r)
     forward, change = _kl_entries(P, Q, r), _change(P, Q, r)
     # (Q - P) log(Q/P) is both ways together, twice either where the laws are close: their difference is as precise.
-    backward = jnp.where(_near(r)[0], change * r - forward, _kl_far(Q, P, -r))
-    terms = forward, backward, jnp.abs(change), _twice_jensen_shannon_entries(P, Q, r)
+    backward = jnp.where(near, change * r - forward, _kl_far(Q, P, -r))
+    # The sign is taken before the choice: XLA is slow at what stands between a choice and a sum.
+    moved = jnp.where(near, P * jnp.abs(z + _exp_beyond_first(z)), jnp.abs(Q - P))
+    terms = forward, backward, moved, _twice_jensen_shannon_entries(P, Q, r)
     forward, backward, moved, shared = (jnp.sum(each, axis=-1) for each in _held(terms))
     return Divergences(forward, backward, jnp.minimum(moved / 2, 1), jnp.minimum(shared / 2, _at_most_ln2(a.dtype)))
 
@@ -157,7 +160,13 @@ def _laws(a: Array, b: Array) -> tuple[Array, Array, Array]:
     mass_a, mass_b = (jnp.sum(x, axis=-1, keepdims=True) for x in (weights_a, weights_b))
     wide = partial(jnp.asarray, dtype=jnp.float64)
     shift = wide(top_b) - wide(top_a) + jnp.log(wide(mass_b)) - jnp.log(wide(mass_a))
-    r = _held((wide(b) - wide(a) - shift).astype(a.dtype))
+    # b - a - shift as if in twice the digits: the shift in two parts, and what rounding takes from b - a (Knuth's two-sum).
+    high = shift.astype(a.dtype)
+    low = (shift - wide(high)).astype(a.dtype)
+    gap = b - a
+    back = gap - b
+    lost = jnp.where(jnp.abs(gap) < jnp.inf, (b - (gap - back)) - (a + back), 0)
+    r = _held(((gap - high) - low) + lost)
     # One reciprocal for a row, where a division would be made for every entry of every sum.
     return weights_a * (1 / mass_a), weights_b * (1 / mass_b), r
 
