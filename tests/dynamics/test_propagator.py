@@ -13,7 +13,7 @@ from tradeoff.problems import Quadratic
 from tradeoff.tolerances import EXACT, IDENTITY, ROOT
 
 LOOSE = 1.07  # the most by which the interval may pass the spectrum
-LAMS, TIMES = np.linspace(0.0, 1.0, 150), np.linspace(0.0, 10.0, 150)
+LAMS, TIMES = np.linspace(0.0, 1.0, 151), np.linspace(0.0, 10.0, 150)
 
 
 def pair(d: int = 12, safety: float = 1.5) -> Quadratic:
@@ -36,8 +36,10 @@ def by_eigenbasis(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> np.nd
 
 
 def test_the_polynomial_agrees_with_the_eigenbasis_to_rounding():
-    quad = pair()
-    assert propagator.degree_for(quad, LAMS, TIMES) is not None  # more than one batch of penalties, and of times
+    quad = pair(40)
+    assert propagator.degree_for(quad, LAMS, TIMES) is not None
+    assert len(LAMS) > propagator._most_lanes(40)  # more than one batch, and one number that does not divide evenly
+    assert len(TIMES) > propagator.INSTANTS
     flow, expected = quadratic_flow(quad, LAMS, TIMES, states=True), by_eigenbasis(quad, LAMS, TIMES)
     assert flow.displacements is not None
     size = np.abs(expected).max()
