@@ -190,7 +190,7 @@ class LocalModel:
 
 def half_square(H: Float[Array, "d d"], v: Float[Array, " d"]) -> Float[Array, ""]:
     r"""$\tfrac12v^\top Hv$ for a semidefinite H: never negative, whatever rounding says."""
-    value = jnp.dot(v @ H, v) / 2
+    value = jnp.dot(v, H @ v) / 2
     # Not `maximum`, whose second derivative at 0 would be half of H.
     return jnp.where(value < 0, 0, value)
 
