@@ -154,6 +154,18 @@ def test_beyond_the_reach_comes_the_minimiser_of_least_norm():
     assert jax.grad(lambda radius: c2.solve(quad, radius).multiplier)(2.0) == 0
 
 
+@pytest.mark.parametrize(
+    ("curvature", "length"), [(1e-100, 1e-100), (1e100, 1e100), (1e-120, 1e-50), (1e-160, 1.0), (1e160, 1.0)]
+)
+def test_units_of_curvature_and_length_do_not_matter(curvature, length):
+    quad = quadratic.golden()
+    scaled = Quadratic(curvature * quad.H_f, length * quad.theta_f, curvature * quad.H_s, length * quad.theta_s)
+    at, golden = c2.path(scaled, [0.25 * length, 0.5 * length]), c2.path(quad, [0.25, 0.5])
+    np.testing.assert_allclose(at.multiplier / curvature, golden.multiplier, rtol=EXACT.relative)
+    np.testing.assert_allclose(at.displacement / length, golden.displacement, rtol=EXACT.relative)
+    np.testing.assert_array_equal(at.result, SOLVED)
+
+
 def test_a_way_that_costs_no_safety_is_solved_too():
     at = c2.solve(Quadratic(jnp.eye(2), [1.0, 0.0], jnp.diag(jnp.array([0.0, 1.0])), [0.0, 0.0]), 0.5)
     assert at.gaps.safety == 0

@@ -23,7 +23,7 @@ Logits = Float[Array, "*batch V"]
 
 CORES = os.cpu_count() or 1
 AT_A_TIME = 2**17 * min(CORES, 4)
-"""Entries in one block of rows: what is made of a block stays in the cache, and nothing of the size of the input exists."""
+"""Entries in one block of rows, shared by the cores: what is made of it stays in their caches, and nothing as large as the input exists."""
 
 LN2 = math.log(2)
 EXPONENTIAL = tuple(1 / math.factorial(k) for k in range(2, 19))

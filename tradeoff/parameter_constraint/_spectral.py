@@ -99,10 +99,12 @@ def secular_root(a: Array, b: Array, radius: Array) -> tuple[Float[Array, ""], A
         radius: ε, below the length of the step at s = 0.
     """
     # In units in which the pull and the radius are one, the root lies in [0, 1] and nothing over- or underflows.
-    size = length(b)
+    most = jnp.max(jnp.abs(b))
+    most = jnp.where(most > 0, most, 1)
+    size = length(b / most)  # by the largest first, whose square may be no number
     size = jnp.where(size > 0, size, 1)
-    unit = radius / size
-    pulls = jnp.abs(b) / size
+    unit = radius / most / size
+    pulls = jnp.abs(b) / most / size
     x = jnp.where(pulls > 0, a * unit, 1)
     square = pulls**2
     low = jnp.clip(jnp.max(pulls - x), 0, 1)  # there one axis alone makes a step as long as the radius

@@ -235,7 +235,10 @@ def _multiplier(rates: Array, c: Array, radius: Array) -> tuple[Float[Array, ""]
     """The root of the secular equation, 0 where the ball holds the minimiser of least norm; whether it was found."""
     reach = length(c)
     binds = radius < reach
-    root, settled = _root(rates, c, jnp.where(binds, radius, jnp.where(reach > 0, reach / 2, 1)))
+    # In units of the reach: nothing under- or overflows, and the end of the path is at 1.
+    unit = jnp.where(reach > 0, reach, 1)
+    c, radius = c / unit, jnp.where(binds, radius / unit, 0.5)
+    root, settled = _root(rates, c, radius)
     return jnp.where(binds, root, 0), settled | ~binds
 
 

@@ -199,8 +199,8 @@ def half_square(H: Float[Array, "d d"], v: Float[Array, " d"]) -> Float[Array, "
 def spectrum(H: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     """Eigenvalues in rising order and eigenvectors in columns, of a symmetric matrix.
 
-    As `jnp.linalg.eigh`, with derivatives that stay finite where eigenvalues coincide: vectors that may be turned into each
-    other at will count as standing still.
+    As `jnp.linalg.eigh`, of the lower triangle alone, with derivatives that stay finite where eigenvalues coincide: vectors
+    that may be turned into each other at will count as standing still.
     """
     values, vectors = jnp.linalg.eigh(H, symmetrize_input=False)
     return values, vectors
