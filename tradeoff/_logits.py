@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.polynomial import Chebyshev, Polynomial
 
 from tradeoff._compiling import WIDE, compiled
 
@@ -139,17 +140,23 @@ def _kl_rows(a: Array, b: Array) -> Array:
 
 def _all_rows(a: Array, b: Array) -> Divergences:
     P, Q, r = _laws(a, b)
-    excess = jnp.sum(_held(_change(P, Q, r)), axis=-1, keepdims=True)
-    Q, r = Q * (1 / (1 + excess)), r - jnp.log1p(excess)
-    near, z = _near(r)
-    forward, change = _kl_entries(P, Q, r), _change(P, Q, r)
+    near, _ = _near(r)
+    change, forward = _change(P, Q, r), _kl_entries(P, Q, r)
     # (Q - P) log(Q/P) is both ways together, twice either where the laws are close: their difference is as precise.
     backward = jnp.where(near, change * r - forward, _kl_far(Q, P, -r))
-    # The sign is taken before the choice: XLA is slow at what stands between a choice and a sum.
-    moved = jnp.where(near, P * jnp.abs(z + _exp_beyond_first(z)), jnp.abs(Q - P))
-    terms = forward, backward, moved, _twice_jensen_shannon_entries(P, Q, r)
-    forward, backward, moved, shared = (jnp.sum(each, axis=-1) for each in _held(terms))
-    return Divergences(forward, backward, jnp.minimum(moved / 2, 1), jnp.minimum(shared / 2, _at_most_ln2(a.dtype)))
+    terms = change, forward, backward, _twice_jensen_shannon_entries(P, Q, r)
+    excess, forward, backward, shared = (jnp.sum(each, axis=-1) for each in _held(terms))
+    # So is Q too large, by e^ε. Divergences of the second order in Q - P change by ε²; total variation must have it out of every entry.
+    mass, square = 1 + excess, excess * excess
+    moved = change - excess[:, None] * P
+    # The sign is chosen, not taken: XLA would put `abs` into the sum, and be slow there.
+    moved = jnp.sum(_held(jnp.where(moved < 0, -moved, moved)), axis=-1)
+    return Divergences(
+        jnp.maximum(forward - square / 2, 0),
+        jnp.maximum((backward - square / 2) / mass, 0),
+        jnp.minimum(moved / (2 * mass), 1),
+        jnp.clip(shared / 2 - square / 8, 0, _at_most_ln2(a.dtype)),
+    )
 
 
 def _laws(a: Array, b: Array) -> tuple[Array, Array, Array]:
@@ -195,12 +202,12 @@ def _twice_jensen_shannon_entries(P: Array, Q: Array, r: Array) -> Array:
     r"""$P\log\frac{2P}{P+Q}+Q\log\frac{2Q}{P+Q}$; near, $(P+Q)(s\tanh s-\log\cosh s)$ at s = r/2."""
     near, z = _near(r)
     both, square = P + Q, z * z * 0.25
-    close = both * square * _series(JENSEN_SHANNON, square, 1 / 16)
+    close = both * square * _series(JENSEN_SHANNON, square, 0, 1 / 16)
     above, below = jnp.where(P > 0, jnp.maximum(r, 0), 0), jnp.where(Q > 0, jnp.minimum(r, 0), 0)
     # log((P + Q) / max(P, Q)) = 2 artanh(t), t at most 1/3: a logarithm would cost more than all the rest.
     larger = jnp.maximum(P, Q)
     t = jnp.minimum(P, Q) / jnp.where(larger > 0, both + larger, 1)
-    log = 2 * t * _series(ARTANH, t * t, 1 / 9) - LN2
+    log = 2 * t * _series(ARTANH, t * t, 0, 1 / 9) - LN2
     return jnp.where(near, close, Q * (below - log) - P * (above + log))
 
 
@@ -212,15 +219,17 @@ def _near(r: Array) -> tuple[Array, Array]:
 
 def _exp_beyond_first(z: Array) -> Array:
     """$e^z - 1 - z$ for |z| < 1/2."""
-    return z * z * _series(EXPONENTIAL, z, 1 / 2)
+    return z * z * _series(EXPONENTIAL, z, -1 / 2, 1 / 2)
 
 
-def _series(coefficients: Sequence[float], z: Array, within: float) -> Array:
-    """A power series by Horner's rule, with as many terms as count for |z| < `within` in the precision of z."""
+def _series(coefficients: Sequence[float], z: Array, least: float, most: float) -> Array:
+    """A power series for z in [least, most] by Horner's rule: of the polynomials as good as it in the format of z, one of least degree."""
+    series = Polynomial(coefficients).convert(kind=Chebyshev, domain=[least, most])
+    left_out = np.cumsum(np.abs(series.coef[::-1]))[::-1]
     unit = abs(coefficients[0]) * float(jnp.finfo(z.dtype).eps) / 2
-    last = max(k for k, c in enumerate(coefficients) if abs(c) * within**k > unit)
-    total = jnp.full_like(z, coefficients[last])
-    for c in reversed(coefficients[:last]):
+    *lower, last = series.truncate(np.sum(left_out > unit)).convert(kind=Polynomial).coef.tolist()
+    total = jnp.full_like(z, last)
+    for c in reversed(lower):
         total = c + z * total
     return total
 
