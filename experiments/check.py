@@ -1,5 +1,8 @@
 """Make a result again, from the settings in its file, and compare: `python -m experiments --check RESULT`."""
 
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,11 +13,15 @@ from experiments.catalogue import CATALOGUE, Entry
 from experiments.cells import Cell, cell_of
 from tradeoff import studies
 
+COMPILING = ("--xla_cpu_", "--xla_backend_optimization_level")
+"""How flags begin that only say how to compile; others of a file, which might have files written, are not taken over."""
+
 
 def check(path: Path) -> int:
     """Print what is equal and what differs; 0 when every variable is equal bit by bit, 1 when one is not.
 
-    Only experiments of the catalogue are run; a file that names another module is refused.
+    Only experiments of the catalogue are run; a file that names another module is refused. It is made by the compiler flags
+    in its file, on which last bits depend, unless `XLA_FLAGS` is set.
 
     Raises:
         SystemExit: when there is no such file, or it does not say what made it, or that is not here.
@@ -24,6 +31,10 @@ def check(path: Path) -> int:
     if stored is None:
         raise SystemExit(f"{path} is not there; results are in reproduced/data and figures/gallery.")
     one = _experiment(stored, path)
+    flags = " ".join(flag for flag in stored.attrs["xla_flags"].split() if flag.startswith(COMPILING))
+    if flags and "XLA_FLAGS" not in os.environ:  # JAX reads them once, as it starts
+        command = [sys.executable, "-m", "experiments", "--check", str(path)]
+        return subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, check=False).returncode
     settings = studies.restored(one.experiment.Settings, stored.attrs["settings"])
     part = stored.attrs["part"]
     cell = cell_of(one.experiment, settings, part) if part else None

@@ -98,6 +98,8 @@ def rooms() -> dict[str, Room]:
     ]
     return {
         "divergences": Room(files("tradeoff/divergences*.py"), 40, ("tests/test_divergences.py", "tests/test_gaps.py")),
+        "divergences of logits": Room(files("tradeoff/_logits.py"), 40, ("tests/test_divergences.py",), 240),
+        "flows": Room(files("tradeoff/dynamics/*.py"), 40, ("tests/dynamics",)),
         "frontier": Room(files("tradeoff/frontier.py"), 40, ("tests/test_frontier.py",)),
         "loss_constraint": Room(
             files("tradeoff/loss_constraint.py"),
@@ -142,12 +144,9 @@ def mutated(place: Place) -> tuple[Mutant, str]:
     """The mutant at a place, and the whole mutated text."""
     text = (ROOT / place.file).read_text()
     new = mutate_code(text, plugins.get_operator(place.operator)(), place.occurrence)
-    changed = [
-        (i, old, line)
-        for i, (old, line) in enumerate(zip(text.split("\n"), new.split("\n"), strict=True), 1)
-        if old != line
-    ]
-    line, before, after = changed[0]
+    # An expression of several lines may come out in fewer, so only the first that differs is told.
+    lines = enumerate(zip(text.split("\n"), new.split("\n"), strict=False), 1)
+    line, before, after = next((i, old, line) for i, (old, line) in lines if old != line)
     return Mutant(place.file, line, place.operator.split("/")[1], before.strip(), after.strip()), new
 
 

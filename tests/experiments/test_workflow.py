@@ -217,8 +217,9 @@ def test_a_damaged_result_is_named_and_nothing_published_is_lost(checkout, undis
 
 
 def test_a_result_is_made_again_and_compared(checkout, undisturbed, tmp_path):
-    def checked(path):
-        options = {"cwd": checkout, "env": {**os.environ, "JOURNAL": str(tmp_path / "journal"), "MOMENT": "0"}}
+    def checked(path, **more):
+        environment = {**os.environ, "JOURNAL": str(tmp_path / "journal"), "MOMENT": "0"} | more
+        options = {"cwd": checkout, "env": {name: value for name, value in environment.items() if value is not None}}
         done = subprocess.run(
             [sys.executable, "-m", "experiments", "--check", str(path)],
             check=False,
@@ -239,6 +240,13 @@ def test_a_result_is_made_again_and_compared(checkout, undisturbed, tmp_path):
     assert "gap differs in 1 of 150 values, by at most 0.25" in said
     assert "at cell = left, step = 2" in said
     assert "made by other: threads: 900 became" in said
+    flags = f"--xla_backend_optimization_level=1 --xla_dump_to={tmp_path / 'dump'}"
+    studies.save(data.assign_attrs(xla_flags=flags), tmp_path / "compiled.nc")
+    _, said = checked(tmp_path / "compiled.nc", XLA_FLAGS=None)
+    assert f"xla_flags: {flags} became --xla_backend_optimization_level=1\n" in said
+    assert not (tmp_path / "dump").exists()
+    _, said = checked(tmp_path / "compiled.nc", XLA_FLAGS="--xla_backend_optimization_level=0")
+    assert f"xla_flags: {flags} became --xla_backend_optimization_level=0\n" in said
     studies.save(data.assign_attrs(made_by="os"), tmp_path / "foreign.nc")
     code, said = checked(tmp_path / "foreign.nc")
     assert code == 1

@@ -5,6 +5,7 @@ positions at a time, used and dropped.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -148,9 +149,9 @@ def score_tokens(
     """
     at, target, cell = tokens
     gradient = torch.empty_like(states) if cost is not None else states
-    size = max(1, CHUNK_BYTES // (head.weight.shape[0] * max(4, states.element_size())))
-    for low in range(0, len(states), size):
-        high = min(low + size, len(states))
+    most = max(1, CHUNK_BYTES // (head.weight.shape[0] * max(4, states.element_size())))
+    parts = max(1, -(-len(states) // most))  # of one size, so that each takes the memory of the one before
+    for low, high in pairwise(len(states) * part // parts for part in range(parts + 1)):
         first, last = torch.searchsorted(at, torch.tensor([low, high], device=at.device)).tolist()
         here, token = at[first:last] - low, target[first:last]
         logits = wide(head(states[low:high]))
