@@ -12,6 +12,7 @@ from mpmath import acos, log, mpf, sqrt, workdps
 from mpmath import exp as mp_exp
 
 from tests.oracle import Oracle, kl, law, relative_error
+from tradeoff import _logits
 from tradeoff import divergences as dv
 from tradeoff.tolerances import EXACT, IDENTITY
 
@@ -332,15 +333,30 @@ def test_disjoint_laws_reach_the_ends_of_the_range_and_not_beyond(dtype):
     assert found.kl.dtype == dtype
 
 
-def test_float64_logits_are_as_exact_as_laws():
-    a, b = (jnp.asarray(x, jnp.float64) for x in logits(0.3))
-    P, Q = jax.nn.softmax(a), jax.nn.softmax(b)
-    found = dv.from_logits(a, b)
-    same = {"rtol": IDENTITY.relative, "atol": IDENTITY.absolute}
-    np.testing.assert_allclose(found.kl, dv.kl(P, Q), **same)
-    np.testing.assert_allclose(found.reverse_kl, dv.kl(Q, P), **same)
-    np.testing.assert_allclose(found.total_variation, dv.total_variation(P, Q), **same)
-    np.testing.assert_allclose(found.jensen_shannon, dv.jensen_shannon(P, Q), **same)
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 0.3, 3.0])
+@pytest.mark.parametrize("apart", [0.0, 100.0, 1e6])
+def test_divergences_of_float64_logits_are_exact_however_far_apart_the_models_put_them(size, apart):
+    a, b = (np.asarray(x, np.float64) for x in logits(size))
+    b = b + apart
+    found = dv.from_logits(jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_allclose(found.kl, dv.kl_logits(jnp.asarray(a), jnp.asarray(b)), rtol=EXACT.relative)
+    for row in range(len(a)):
+        for value, true in zip((each[row] for each in found), exact(a[row], b[row]), strict=True):
+            assert relative_error(value, true) < EXACT.relative
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "function", "first", "step"),
+    [
+        (_logits.EXPONENTIAL, mpmath.exp, 2, 1),
+        (_logits.ARTANH, mpmath.atanh, 1, 2),
+        (_logits.JENSEN_SHANNON, lambda s: s * mpmath.tanh(s) - mpmath.log(mpmath.cosh(s)), 2, 2),
+    ],
+)
+def test_series_are_those_of_their_functions(coefficients, function, first, step):
+    with workdps(60):
+        expected = mpmath.taylor(function, 0, first + step * (len(coefficients) - 1))[first::step]
+        assert max(relative_error(ours, true) for ours, true in zip(coefficients, expected, strict=True)) < 2**-52
 
 
 def test_logits_that_do_not_fit_are_refused():

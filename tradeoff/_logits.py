@@ -147,14 +147,14 @@ def _all_rows(a: Array, b: Array) -> Divergences:
     terms = change, forward, backward, _twice_jensen_shannon_entries(P, Q, r)
     excess, forward, backward, shared = (jnp.sum(each, axis=-1) for each in _held(terms))
     # So is Q too large, by e^ε. Divergences of the second order in Q - P change by ε²; total variation must have it out of every entry.
-    mass, square = 1 + excess, excess * excess
     moved = change - excess[:, None] * P
     # The sign is chosen, not taken: XLA would put `abs` into the sum, and be slow there.
     moved = jnp.sum(_held(jnp.where(moved < 0, -moved, moved)), axis=-1)
+    square = excess * excess
     return Divergences(
         jnp.maximum(forward - square / 2, 0),
-        jnp.maximum((backward - square / 2) / mass, 0),
-        jnp.minimum(moved / (2 * mass), 1),
+        jnp.maximum(backward - square / 2, 0),
+        jnp.minimum(moved / 2, 1),
         jnp.clip(shared / 2 - square / 8, 0, _at_most_ln2(a.dtype)),
     )
 
@@ -166,16 +166,19 @@ def _laws(a: Array, b: Array) -> tuple[Array, Array, Array]:
     weights_a, weights_b = _held((jnp.exp(a - top_a), jnp.exp(b - top_b)))
     mass_a, mass_b = (jnp.sum(x, axis=-1, keepdims=True) for x in (weights_a, weights_b))
     wide = partial(jnp.asarray, dtype=jnp.float64)
-    shift = wide(top_b) - wide(top_a) + jnp.log(wide(mass_b)) - jnp.log(wide(mass_a))
-    # b - a - shift as if in twice the digits: the shift in two parts, and what rounding takes from b - a (Knuth's two-sum).
-    high = shift.astype(a.dtype)
-    low = (shift - wide(high)).astype(a.dtype)
-    gap = b - a
-    back = gap - b
-    lost = jnp.where(jnp.abs(gap) < jnp.inf, (b - (gap - back)) - (a + back), 0)
-    r = _held(((gap - high) - low) + lost)
+    masses = (jnp.log(wide(mass_b)) - jnp.log(wide(mass_a))).astype(a.dtype)
+    # b - a less the same of the normalisers, as if in twice the digits.
+    (shift, lost_shift), (gap, lost) = _difference(top_b, top_a), _difference(b, a)
+    r = _held(((gap - shift) - (lost_shift + masses)) + lost)
     # One reciprocal for a row, where a division would be made for every entry of every sum.
     return weights_a * (1 / mass_a), weights_b * (1 / mass_b), r
+
+
+def _difference(b: Array, a: Array) -> tuple[Array, Array]:
+    """What b - a is rounded to, and what that takes from it (Knuth's two-sum)."""
+    gap = b - a
+    back = gap - b
+    return gap, jnp.where(jnp.abs(gap) < jnp.inf, (b - (gap - back)) - (a + back), 0)
 
 
 def _held(values: Any) -> Any:
