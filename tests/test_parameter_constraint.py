@@ -207,7 +207,7 @@ def test_the_soft_form_and_the_ball_are_each_others_inverse(seed):
     np.testing.assert_allclose(c2.path(quad, soft.radius).multiplier, mu, rtol=ROOT.relative, atol=0)
     np.testing.assert_array_equal(soft.result, SOLVED)
     ends = c2.soft_path(quad, [0.0, jnp.inf])
-    assert ends.residual[1] == 0
+    assert ends.residual[1] == ends.excess[1] == 0
     np.testing.assert_array_equal(ends.theta[1], quad.theta_s)
     # At μ = 0 the whole way has been travelled: a larger ball changes nothing.
     np.testing.assert_allclose(ends.theta[0], c2.solve(quad, 1e9).theta, rtol=EXACT.relative, atol=0)

@@ -121,6 +121,8 @@ def _in_blocks(rows: Callable[[Array, Array], Any], a: Array, b: Array) -> Any:
     if size > CORES:
         size -= size % CORES  # rows are what cores share
     blocks = -(-count // size)
+    if blocks <= 1:
+        return jax.tree.map(lambda x: x.reshape(batch), rows(a, b))
 
     def block(start: Array) -> Any:
         # A slice that would reach past the end is moved back, so the last block may repeat rows of the one before.

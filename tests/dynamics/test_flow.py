@@ -78,6 +78,7 @@ def test_relaxation_time_is_the_slowest_decay():
     ("times", "lam", "start", "says"),
     [
         ([1.0, 1.0], 1.0, 0.0, "increasing"),
+        ([], 1.0, 0.0, "one or more"),
         ([-1.0], 1.0, 0.0, "non-negative"),
         ([1.0], jnp.inf, 0.0, "one finite penalty"),
         ([1.0], -2.0, 0.0, r"penalty λ is -2\.0"),

@@ -75,6 +75,8 @@ def test_where_nothing_holds_the_weights_noise_must_not_push():
     assert still.covariance[1, 1] == 0
     with pytest.raises(ValueError, match="diffuse for ever"):
         noise_floor(flat, np.eye(2), 0.5)
+    nowhere = Quadratic(0 * H, [1.0, 0.0], 0 * H, [0.0, 0.0])
+    np.testing.assert_array_equal(noise_floor(nowhere, np.zeros((2, 2)), 1e9).covariance, 0)
 
 
 @pytest.mark.parametrize(

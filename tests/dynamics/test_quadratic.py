@@ -44,6 +44,13 @@ def test_penalised_flows_are_matrix_exponentials():
             )
 
 
+@pytest.mark.parametrize(("lams", "times"), [([], [0.0, 1.0]), ([1.0], []), ([], [])])
+def test_no_penalties_or_no_times_have_no_flows(lams, times):
+    flow = quadratic_flow(quadratic.golden(), lams, times, states=True)
+    assert flow.gaps.safety.shape == (len(lams), len(times))
+    assert flow.displacements.shape == (len(lams), len(times), 2)
+
+
 def test_the_adaptive_solver_agrees():
     quad, times = quadratic.golden(), [0.1, 1.0, 10.0]
     exact, solved = quadratic_flow(quad, 0.5, times), gradient_flow(quad, quad.theta_s, times, 0.5)

@@ -92,6 +92,24 @@ def test_policies_have_the_gaps_of_the_sweep():
     np.testing.assert_allclose(gaps.safety[:, 0], 0, atol=IDENTITY.absolute)
 
 
+def test_policies_at_many_penalties_are_those_at_each():
+    """More columns than one block holds."""
+    world, lams = (
+        WORLDS["random_proxy"],
+        np.geomspace(0.1, 10, 1 + tabular.MANY // len(WORLDS["random_proxy"].safety.p)),
+    )
+    many = tabular_flow(world, lams, TIMES, states=True).log_policies
+    last = tabular_flow(world, lams[-1], TIMES, states=True).log_policies
+    assert many is not None
+    np.testing.assert_allclose(many[-1], last[0], rtol=0, atol=ROOT.relative)
+
+
+def test_no_penalties_have_no_flows():
+    flow = tabular_flow(WORLDS["golden"], [], TIMES, states=True)
+    assert flow.gaps.safety.shape == (0, len(TIMES))
+    assert flow.log_policies.shape == (0, len(TIMES), *WORLDS["golden"].safety.P.shape)
+
+
 def test_without_shared_contexts_training_costs_no_safety():
     flow = tabular_flow(WORLDS["disjoint_contexts"], [0.0, 1.0], [0.0, 1.0, 1e3])
     np.testing.assert_array_equal(flow.gaps.safety, 0.0)
@@ -105,6 +123,7 @@ def test_without_shared_contexts_training_costs_no_safety():
         (jnp.inf, 1.0, "finite penalties"),
         (1.0, [0.0, jnp.nan], "finite, non-negative and increasing"),
         (1.0, [1.0, 1.0], "increasing"),
+        (1.0, [], "one or more"),
     ],
 )
 def test_bad_input_is_refused(lams, times, says):

@@ -9,6 +9,7 @@ import scipy.linalg
 from tests.test_parameter_constraint import random_pair
 from tradeoff import parameter_constraint as c2
 from tradeoff import worlds
+from tradeoff.gaps import Gaps
 from tradeoff.problems import SoftmaxLinear, quadratic
 from tradeoff.problems.quadratic import LocalModel, Quadratic
 from tradeoff.tolerances import DERIVATIVE, EXACT, IDENTITY, LIMIT, ROOT, agree
@@ -188,6 +189,21 @@ def test_the_first_step_is_of_length_one_along_the_pull():
     quad = quadratic.golden()
     at = c2.projected_descent(quad, quad.theta_s, 2.0, steps=1)
     np.testing.assert_allclose(at.parameters, quad.pull / jnp.linalg.norm(quad.pull), rtol=EXACT.relative)
+
+
+def test_descent_takes_a_shorter_step_where_the_whole_one_leads_nowhere():
+    """-log(1 - x) - 3x + y²/2 begins with a step to x = 1, where it ends, and has its minimum at x = 2/3."""
+
+    class Walled:
+        def objective(self, z, lam):
+            return -jnp.log(1 - z[0]) - 3 * z[0] + z[1] ** 2 / 2
+
+        def gaps(self, z):
+            return Gaps(jnp.zeros(()), self.objective(z, 0.0))
+
+    at = c2.projected_descent(Walled(), jnp.zeros(2), 2.0)
+    assert at.converged
+    np.testing.assert_allclose(at.parameters, [2 / 3, 0], rtol=ROOT.relative, atol=ROOT.absolute)
 
 
 def test_descent_says_what_it_needs():

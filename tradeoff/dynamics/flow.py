@@ -67,8 +67,16 @@ def gradient_flow(problem: Problem, start: Any, times: Numbers, lam: ArrayLike =
         0.086556493
     """
     times = np.atleast_1d(np.asarray(times, np.float64))
-    if times.ndim != 1 or not np.all(np.isfinite(times)) or times[0] < 0 or np.any(np.diff(times) <= 0):
-        raise ValueError(f"times are {times}; they must be finite, non-negative and increasing, shape (T,).")
+    if (
+        times.ndim != 1
+        or not times.size
+        or not np.all(np.isfinite(times))
+        or times[0] < 0
+        or np.any(np.diff(times) <= 0)
+    ):
+        raise ValueError(
+            f"times are {times}; they must be finite, non-negative and increasing, one or more, shape (T,)."
+        )
     lam = loss_constraint.check_penalty(lam)
     if lam.ndim or not jnp.isfinite(lam):
         raise ValueError(f"lam is {lam}; a flow needs one finite penalty (a large one for the limit λ → ∞).")

@@ -43,12 +43,14 @@ def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[in
         times: times.
     """
     d, lanes, instants = quad.theta_s.shape[-1], lams.size, times.size
+    last = float(times.max(initial=0))
+    if not lanes or not 0 < last < np.inf:
+        return None
     flops_by_eigen = lanes * (EIGEN * d**3 + EIGEN_CALL + 2 * instants * d**2)
     batches = -(-lanes // _most_lanes(d))
     each = lanes * (4 * d**2 + 2 * instants * d) + batches * STEP_CALL
     most = int(flops_by_eigen / each) // DEGREES * DEGREES
-    last = float(times.max(initial=0))
-    if most < DEGREES or not 0 < last < np.inf:
+    if most < DEGREES:
         return None
     reach, choice = _reach(quad, float(lams.max())), range(DEGREES, most + 1, DEGREES)
     # Beyond 1e9 or so the scaled Bessel function is a NaN; no polynomial is short enough there.

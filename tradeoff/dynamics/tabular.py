@@ -125,8 +125,16 @@ def _checked(lams: Numbers, times: Numbers) -> tuple[np.ndarray, np.ndarray]:
     times = np.atleast_1d(np.asarray(times, np.float64))
     if lams.ndim != 1 or not np.all(np.isfinite(lams)):
         raise ValueError(f"lams are {lams}; a flow needs finite penalties, a scalar or shape (L,).")
-    if times.ndim != 1 or not np.all(np.isfinite(times)) or times[0] < 0 or np.any(np.diff(times) <= 0):
-        raise ValueError(f"times are {times}; they must be finite, non-negative and increasing, shape (T,).")
+    if (
+        times.ndim != 1
+        or not times.size
+        or not np.all(np.isfinite(times))
+        or times[0] < 0
+        or np.any(np.diff(times) <= 0)
+    ):
+        raise ValueError(
+            f"times are {times}; they must be finite, non-negative and increasing, one or more, shape (T,)."
+        )
     return lams, times
 
 
@@ -209,7 +217,7 @@ def _solve(world: World, lams: np.ndarray, times: np.ndarray, states: bool) -> t
         return gaps, error
     out = np.broadcast_to(start, (len(lams), len(times), *start.shape)).copy()
     moved = np.moveaxis(z[0], 1, -1)  # (T, C, Y)
-    out[:, :, coupled] = moved[:, :cut].reshape(len(times), len(lams), len(coupled), -1).swapaxes(0, 1)
+    out[:, :, coupled] = moved[:, :cut].reshape(len(times), len(lams), *start[coupled].shape).swapaxes(0, 1)
     out[:, :, alone] = moved[None, :, cut:]
     return (*gaps, out), error
 
