@@ -72,6 +72,7 @@ def test_relaxation_time_is_the_slowest_decay():
     flow = gradient_flow(problem, unequal, [2 * time, 4 * time, 6 * time, 8 * time, 9 * time], lam)
     surplus = [float(to.surplus(world, problem.log_policy(z), lam)) for z in flow.parameters[-2:]]
     assert agree(np.log(surplus[0] / surplus[1]), 2.0, RATE)  # e^(-2 t/time), up to the next order
+    assert jnp.isfinite(relaxation_time(world, 0.0))  # what nothing moves does not count
 
 
 @pytest.mark.parametrize(

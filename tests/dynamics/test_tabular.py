@@ -35,11 +35,12 @@ def by_scipy(world: to.World, lam: float) -> np.ndarray:
     return np.array([[float(gap.safety), float(gap.capability)] for gap in gaps]).T
 
 
-@pytest.mark.parametrize("name", ["random_proxy", "one_hot", "proxy_off_context"])
+@pytest.mark.parametrize("name", ["random_proxy", "one_hot", "proxy_off_context", "disjoint_contexts"])
 def test_scipy_takes_the_same_path(name):
     """Proxies that are not exact, and responses that the data rule out."""
     world = WORLDS[name]
     flow = tabular_flow(world, [0.0, 0.3, 100.0], TIMES)
+    assert flow.error > 0
     for lane, lam in enumerate(flow.lams.tolist()):
         safety, capability = by_scipy(world, lam)
         np.testing.assert_allclose(flow.gaps.safety[lane], safety, rtol=0, atol=ROOT.relative)
@@ -104,7 +105,8 @@ def test_policies_at_many_penalties_are_those_at_each():
     np.testing.assert_allclose(many[-1], last[0], rtol=0, atol=ROOT.relative)
 
 
-def test_no_penalties_have_no_flows():
+def test_no_penalties_have_no_flows_and_no_time_moves_nothing():
+    np.testing.assert_array_equal(tabular_flow(WORLDS["golden"], 1.0, 0.0).gaps.safety, 0.0)
     flow = tabular_flow(WORLDS["golden"], [], TIMES, states=True)
     assert flow.gaps.safety.shape == (0, len(TIMES))
     assert flow.log_policies.shape == (0, len(TIMES), *WORLDS["golden"].safety.P.shape)
