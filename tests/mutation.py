@@ -98,7 +98,7 @@ def rooms() -> dict[str, Room]:
     ]
     return {
         "divergences": Room(files("tradeoff/divergences*.py"), 40, ("tests/test_divergences.py", "tests/test_gaps.py")),
-        "divergences of logits": Room(files("tradeoff/_logits.py"), 40, ("tests/test_divergences.py",), 240),
+        "divergences of logits": Room(files("tradeoff/_logits.py"), 40, ("tests/test_divergences.py",)),
         "flows": Room(files("tradeoff/dynamics/*.py"), 40, ("tests/dynamics",)),
         "frontier": Room(files("tradeoff/frontier.py"), 40, ("tests/test_frontier.py",)),
         "loss_constraint": Room(

@@ -95,10 +95,8 @@ def test_policies_have_the_gaps_of_the_sweep():
 
 def test_policies_at_many_penalties_are_those_at_each():
     """More columns than one block holds."""
-    world, lams = (
-        WORLDS["random_proxy"],
-        np.geomspace(0.1, 10, 1 + tabular.MANY // len(WORLDS["random_proxy"].safety.p)),
-    )
+    world = WORLDS["random_proxy"]
+    lams = np.geomspace(0.1, 10, 1 + tabular.MANY // len(world.safety.p))
     many = tabular_flow(world, lams, TIMES, states=True).log_policies
     last = tabular_flow(world, lams[-1], TIMES, states=True).log_policies
     assert many is not None

@@ -66,17 +66,7 @@ def gradient_flow(problem: Problem, start: Any, times: Numbers, lam: ArrayLike =
         >>> round(float(flow.gaps.safety[-1]), 9)  # the closed form at λ = 1
         0.086556493
     """
-    times = np.atleast_1d(np.asarray(times, np.float64))
-    if (
-        times.ndim != 1
-        or not times.size
-        or not np.all(np.isfinite(times))
-        or times[0] < 0
-        or np.any(np.diff(times) <= 0)
-    ):
-        raise ValueError(
-            f"times are {times}; they must be finite, non-negative and increasing, one or more, shape (T,)."
-        )
+    times = checked_times(times)
     lam = loss_constraint.check_penalty(lam)
     if lam.ndim or not jnp.isfinite(lam):
         raise ValueError(f"lam is {lam}; a flow needs one finite penalty (a large one for the limit λ → ∞).")
@@ -118,6 +108,16 @@ def relaxation_time(world: World, lam: ArrayLike) -> Float[Array, ""]:
         6.25
     """
     return _relaxation_time(world, loss_constraint.check_penalty(lam))
+
+
+def checked_times(times: Numbers) -> np.ndarray:
+    """Times of a solver that steps through them, shape (T,), after the check that they are finite, increasing and not before 0."""
+    times = np.atleast_1d(np.asarray(times, np.float64))
+    if times.ndim != 1 or not times.size or times[0] < 0 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise ValueError(
+            f"times are {times}; they must be finite, non-negative and increasing, one or more, shape (T,)."
+        )
+    return times
 
 
 @jax.jit

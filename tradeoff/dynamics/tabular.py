@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tradeoff._records import Numbers, record
+from tradeoff.dynamics.flow import checked_times
 from tradeoff.gaps import Gaps
 from tradeoff.loss_constraint import check_scale
 from tradeoff.problems import Tabular
@@ -122,20 +123,9 @@ def tabular_flow(world: World, lams: Numbers, times: Numbers, states: bool = Fal
 
 def _checked(lams: Numbers, times: Numbers) -> tuple[np.ndarray, np.ndarray]:
     lams = np.atleast_1d(np.asarray(check_scale("penalty λ", lams)))
-    times = np.atleast_1d(np.asarray(times, np.float64))
     if lams.ndim != 1 or not np.all(np.isfinite(lams)):
         raise ValueError(f"lams are {lams}; a flow needs finite penalties, a scalar or shape (L,).")
-    if (
-        times.ndim != 1
-        or not times.size
-        or not np.all(np.isfinite(times))
-        or times[0] < 0
-        or np.any(np.diff(times) <= 0)
-    ):
-        raise ValueError(
-            f"times are {times}; they must be finite, non-negative and increasing, one or more, shape (T,)."
-        )
-    return lams, times
+    return lams, checked_times(times)
 
 
 def _flow(lams: np.ndarray, times: np.ndarray, solved: tuple[np.ndarray, ...], error: float) -> TabularFlow:
