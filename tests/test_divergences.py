@@ -290,7 +290,7 @@ def exact(a, b):
 def test_divergences_of_float32_logits_keep_their_digits(size, monkeypatch):
     monkeypatch.setattr(
         "tradeoff._logits.AT_A_TIME", 4 * 40
-    )  # blocks of four rows, the last of which overlaps the one before
+    )  # two blocks of four rows at a time, the last of which begin before the end of those before
     a, b = logits(size)
     found = dv.from_logits(jnp.asarray(a), jnp.asarray(b))
     forward = dv.kl_logits(jnp.asarray(a), jnp.asarray(b))
@@ -298,6 +298,20 @@ def test_divergences_of_float32_logits_keep_their_digits(size, monkeypatch):
     for row in range(len(a)):
         for value, true in zip((each[row] for each in found), exact(a[row], b[row]), strict=True):
             assert relative_error(value, true) < LOGITS
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9, 16, 17, 19, 23])
+def test_rows_are_the_same_however_many_there_are(count, monkeypatch):
+    """One block, two side by side, and several steps of two, the last of which begins before the end of the one before."""
+    monkeypatch.setattr("tradeoff._logits.AT_A_TIME", 4 * 37)
+    monkeypatch.setattr("tradeoff._logits.CORES", 2)
+    a, b = (jnp.asarray(x) for x in logits(0.3, rows=count, tokens=37))
+    together = jax.jit(dv.from_logits)(a, b)
+    assert together.kl.shape == (count,)
+    for row in range(count):
+        alone = dv.from_logits(a[row], b[row])
+        for value, expected in zip(together, alone, strict=True):
+            np.testing.assert_allclose(value[row], expected, rtol=LOGITS)
 
 
 def test_the_usual_formula_would_fail_on_logits():

@@ -113,23 +113,28 @@ def _check_logits(a: Array, b: Array) -> tuple[Array, Array]:
 
 @compiled(WIDE, static_argnums=0)
 def _in_blocks(rows: Callable[[Array, Array], Any], a: Array, b: Array) -> Any:
-    """A function of rows, applied to blocks of them in turn."""
+    """A function of rows, applied to blocks of them in turn, two at a time."""
     batch, tokens = a.shape[:-1], a.shape[-1]
     a, b = a.reshape(-1, tokens), b.reshape(-1, tokens)
     count = len(a)
-    size = max(1, min(count, AT_A_TIME // tokens))
-    if size > CORES:
-        size -= size % CORES  # rows are what cores share
-    blocks = -(-count // size)
-    if blocks <= 1:
+    size = max(1, AT_A_TIME // tokens)
+    together = min(size, CORES)  # rows are what cores share
+    size -= size % together
+    if count <= size:
         return jax.tree.map(lambda x: x.reshape(batch), rows(a, b))
+    steps = math.ceil(count / (2 * size))
+    step = min(count, 2 * together * math.ceil(count / (2 * together * steps)))
+    half = step // 2
 
-    def block(start: Array) -> Any:
-        # A slice that would reach past the end is moved back, so the last block may repeat rows of the one before.
-        return rows(*(jax.lax.dynamic_slice_in_dim(x, start, size) for x in (a, b)))
+    def two_blocks(start: Array) -> Any:
+        # A slice that would reach past the end is moved back, so the last step may repeat rows of the one before.
+        a_here, b_here = (jax.lax.dynamic_slice_in_dim(x, start, step) for x in (a, b))
+        # XLA makes a sum on one core: of two chains that do not wait for each other, either keeps the other core busy.
+        first, second = rows(a_here[:half], b_here[:half]), rows(a_here[half:], b_here[half:])
+        return jax.tree.map(lambda *x: jnp.concatenate(x), first, second)
 
-    found = jax.lax.map(block, size * jnp.arange(blocks))
-    again = blocks * size - count
+    found = jax.lax.map(two_blocks, step * jnp.arange(steps))
+    again = steps * step - count
     return jax.tree.map(lambda x: jnp.concatenate([x[:-1].reshape(-1), x[-1, again:]]).reshape(batch), found)
 
 
