@@ -26,7 +26,8 @@ from tradeoff import divergences, loss_constraint
 from tradeoff.bridge.checkpoints import Checkpoint
 from tradeoff.bridge.rows import Row, token_log_probabilities
 from tradeoff.dynamics import quadratic_flow
-from tradeoff.dynamics.propagator import SHORT, degree_for, diagonal_pays
+from tradeoff.dynamics.coordinates import Diagonal
+from tradeoff.dynamics.propagator import coordinates_for, degree_for
 from tradeoff.problems import Quadratic
 from tradeoff.worlds import DataLaw, World
 
@@ -144,13 +145,12 @@ def _flow(dimension: int) -> tuple[Callable[[], Any], Work | None]:
     flops = None
     if chosen is not None:
         terms, product = chosen[0], 2 * LANES * dimension**2
-        # A product with a d x d matrix for each term, and its share of every instant in a series: two of them, or one and a product.
-        share = 2 * LANES * INSTANTS * dimension * terms
-        flops = terms * product + share + (share if terms <= SHORT else INSTANTS * product)
-        if diagonal_pays(dimension, LANES, INSTANTS, terms, states=False):
+        # A product with a d x d matrix for each term, and its share of every instant in the series.
+        flops = terms * product + 2 * LANES * INSTANTS * dimension * terms
+        if isinstance(coordinates_for(quad, LANES, INSTANTS, terms, states=False), Diagonal):
             flops += EIGEN_FLOPS * dimension**3
-        else:  # products with the safety Hessian, too
-            flops += (terms + INSTANTS) * product
+        else:  # products with either Hessian
+            flops += (terms + 2 * INSTANTS) * product
     work = None if flops is None else Work(2 * 8 * dimension**2, flops, 0, "float64")
     return lambda: jax.block_until_ready(quadratic_flow(quad, lams, times).gaps), work
 

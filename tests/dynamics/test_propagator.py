@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 
 from tradeoff.dynamics import propagator, quadratic_flow, quadratic_states
+from tradeoff.dynamics.coordinates import Diagonal, Given, both_diagonal
 from tradeoff.problems import Quadratic
 from tradeoff.tolerances import EXACT, IDENTITY, ROOT
 
@@ -50,17 +51,17 @@ def test_the_polynomial_agrees_with_the_eigenbasis_to_rounding():
             gap, np.einsum("lti,ij,ltj->lt", v, H, v) / 2, rtol=EXACT.relative, atol=EXACT.relative * size**2
         )
     start = quad.gaps(quad.theta_s).capability
-    # To have come back from the eigenbasis of H_s costs a few units of rounding.
+    # To have come back from coordinates in which both Hessians are diagonal costs a few units of rounding.
     assert abs(flow.gaps.capability[0, 0] - start) <= 8 * np.finfo(float).eps * start
 
 
-def test_few_penalties_of_many_parameters_are_spared_the_eigenbasis():
+def test_few_penalties_of_many_parameters_are_taken_as_given():
     """Both ways say the same; which is taken is known from the sizes."""
     quad, lams, times = pair(60), LAMS[:8], TIMES[:80:10]
     size = propagator.degree_for(quad, lams, times)
     assert size is not None
-    assert not propagator.diagonal_pays(60, 8, 8, size[0], states=False)
-    assert propagator.diagonal_pays(60, 150, 150, size[0], states=False)
+    assert isinstance(propagator.coordinates_for(quad, 8, 8, size[0], states=False), Given)
+    assert isinstance(propagator.coordinates_for(quad, 150, 150, size[0], states=False), Diagonal)
     flow, many = quadratic_flow(quad, lams, times), quadratic_flow(quad, LAMS, TIMES)
     for few, all_of_them in zip(jax.tree.leaves(flow.gaps), jax.tree.leaves(many.gaps), strict=True):
         np.testing.assert_allclose(few, all_of_them[:8, :80:10], rtol=0, atol=EXACT.relative * all_of_them.max())
@@ -71,21 +72,23 @@ def test_a_degree_too_low_is_seen():
     quad, expected = pair(), by_eigenbasis(pair(), LAMS, TIMES)
     size = propagator.degree_for(quad, LAMS, TIMES)
     assert size is not None
-    _, states = propagator.propagate(quad, LAMS, TIMES, size[1], terms=size[0] // 2, gaps=False, states=True)
+    _, states = propagator.propagate(Given(quad), LAMS, TIMES, size[1], terms=size[0] // 2, gaps=False, states=True)
     assert np.abs(np.asarray(states) - expected).max() > IDENTITY.relative
 
 
 def test_long_flows_at_large_penalties_stay_exact_to_rounding_of_the_start():
-    """There the slope of the capability loss, as a difference of two series, would lose some hundred units of rounding."""
     quad, lams = pair(50), np.geomspace(0.1, 100.0, 40)
     size = propagator.degree_for(quad, lams, TIMES)
     assert size is not None
-    assert size[0] > 4 * propagator.SHORT
-    gaps, _ = propagator.propagate(quad, lams, TIMES, size[1], terms=size[0], gaps=True, states=False)
-    assert gaps is not None
+    assert size[0] > 200
     left = by_eigenbasis(quad, lams, TIMES) - np.asarray(quad.displacement)
     exact = np.einsum("lti,ij,ltj->lt", left, quad.H_f, left) / 2
-    assert np.abs(gaps.capability - exact).max() <= 1e-13 * exact.max()
+    diagonal = both_diagonal(quad)
+    assert diagonal is not None
+    for coordinates in (Given(quad), diagonal):
+        gaps, _ = propagator.propagate(coordinates, lams, TIMES, size[1], terms=size[0], gaps=True, states=False)
+        assert gaps is not None
+        assert np.abs(gaps.capability - exact).max() <= 1e-13 * exact.max()
 
 
 def test_the_first_instants_keep_their_relative_precision():
@@ -129,7 +132,7 @@ def test_the_memory_of_gaps_does_not_grow_with_the_number_of_times():
     def megabytes(count: int, states: bool) -> float:
         times = np.linspace(0.0, 10.0, count)
         work = partial(propagator.propagate, terms=16, gaps=not states, states=states)
-        analysis = jax.jit(work).lower(quad, lams, times, 3.0).compile().memory_analysis()
+        analysis = jax.jit(work).lower(Given(quad), lams, times, 3.0).compile().memory_analysis()
         assert analysis is not None
         return analysis.temp_size_in_bytes / 2**20
 

@@ -1,9 +1,9 @@
 r"""Flows of two quadratics at many penalties by one polynomial, $\delta(t)=\varphi_t(A)\,g$, $\varphi_t(x)=(1-e^{-xt})/x$.
 
 $A=H_f+\lambda H_s$ has other eigenvectors for every λ, but its Chebyshev polynomials on $[0,a]$ take one product with $[H_f\,H_s]$
-per degree for all penalties at once, or, in the eigenbasis of $H_s$, one with $H_f$ alone; and every time reads the same
-vectors with other coefficients. The degree grows with $\sqrt{a\,t}$; a flow too long for that is cheaper in the
-eigenbasis of each penalty.
+per degree for all penalties at once, or, where both Hessians are diagonal (`coordinates`), one with the metric alone; and
+every time reads the same vectors with other coefficients. The degree grows with $\sqrt{a\,t}$; a flow too long for that is
+cheaper in the eigenbasis of each penalty.
 """
 
 from bisect import bisect_left
@@ -17,21 +17,20 @@ import scipy.special
 from jaxtyping import Array
 
 from tradeoff._compiling import BRIEF, WIDE, compiled
+from tradeoff.dynamics.coordinates import Diagonal, Given, both_diagonal
 from tradeoff.gaps import Gaps
 from tradeoff.problems.quadratic import Quadratic
 
 NEGLIGIBLE = 2.0**-49
 """The series of $e^{-xt}$, from 1, is cut where half a coefficient is less; those of $\varphi_t/t$ are a tenth of it by then, or less."""
-SHORT = 48
-"""Up to so many terms the capability loss's slope comes from two series, for less than a product; it may lose $at$ units of rounding."""
 DEGREES = 4
 """Degrees come in multiples of this, so that few programs are compiled."""
 LANES, NUMBERS, INSTANTS = 32, 4096, 128
 """So many penalties (more where these have fewer numbers) and times are worked on at once: they stay in the cache."""
 SQUARINGS, NOT_LARGE, ROUNDED_UP = 5, 128, 1 + 2.0**-40
 """How often A is squared to bound its largest eigenvalue by a norm; up to how many parameters that is cheaper; what rounding takes."""
-EIGEN, EIGEN_CALL, STEP_CALL = 64.0, 2.0**20, 2.0**19
-"""The cost of an eigendecomposition, in multiples of d³, and what calling one and starting one product cost beside it, flops."""
+EIGEN, EIGEN_CALL, STEP_CALL, DIAGONAL_CALL = 64.0, 2.0**20, 2.0**19, 2.0**22
+"""The cost of an eigendecomposition, in multiples of d³; what calling one, starting a product, other coordinates cost beside it, flops."""
 
 
 def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[int, float] | None:
@@ -58,17 +57,20 @@ def degree_for(quad: Quadratic, lams: np.ndarray, times: np.ndarray) -> tuple[in
     return (choice[which], reach) if reach > 0 and which < len(choice) else None
 
 
-def diagonal_pays(d: int, lanes: int, instants: int, terms: int, states: bool) -> bool:
-    """Whether the products that an eigenbasis of $H_s$ spares the gaps cost more than to find it.
+def coordinates_for(quad: Quadratic, lanes: int, instants: int, terms: int, states: bool) -> Given | Diagonal:
+    """Coordinates in which both Hessians are diagonal, where there are such and the products they spare cost more, else as given.
 
     Args:
-        d: parameters.
+        quad: the pair of losses, its values known.
         lanes: penalties.
         instants: times.
         terms: of the series.
-        states: whether displacements are asked for too, which then come back by a product each.
+        states: whether displacements are asked for beside gaps, which come back by a product each.
     """
-    return 2 * lanes * (terms + (0 if states else instants)) * d**2 > EIGEN * d**3 + EIGEN_CALL
+    d, spared = len(quad.theta_s), terms + (1 if states else 2) * instants
+    if 2 * lanes * spared * d**2 <= EIGEN * d**3 + DIAGONAL_CALL:
+        return Given(quad)
+    return both_diagonal(quad) or Given(quad)
 
 
 def _reach(quad: Quadratic, lam: float) -> float:
@@ -86,19 +88,11 @@ def _reach(quad: Quadratic, lam: float) -> float:
 
 @compiled(BRIEF | WIDE, static_argnames=("terms", "gaps", "states"))
 def propagate(
-    quad: Quadratic, lams: Array, times: Array, reach: Array, *, terms: int, gaps: bool, states: bool
+    pair: Given | Diagonal, lams: Array, times: Array, reach: Array, *, terms: int, gaps: bool, states: bool
 ) -> tuple[Gaps | None, Array | None]:
     """Gaps, shape (...L, ...T), and displacements, shape (...L, ...T, d), as asked, by what `degree_for` says."""
     shape = lams.shape + times.shape
-    lams, times = lams.ravel(), times.ravel()
-    d, pull, H_f, H_s = quad.displacement, quad.pull, quad.H_f, quad.H_s
-    diagonal = gaps and diagonal_pays(len(d), lams.size, times.size, terms, states)
-    if diagonal:  # in the eigenbasis of H_s, whose eigenvalues stand for it
-        values, U = jnp.linalg.eigh(H_s)
-        H_s = jnp.maximum(values, 0)
-        d, pull, H_f = d @ U, pull @ U, U.T @ H_f @ U
-    scale = 2 / reach
-    curving = scale * (H_f if diagonal else jnp.concatenate([H_f, H_s], axis=1))
+    lams, times, pull = lams.ravel(), times.ravel(), pair.pull
     # From values at the Chebyshev nodes of [0, a] to coefficients.
     angles = (np.arange(terms) + 0.5) * np.pi / terms
     nodes = jnp.asarray((1 + np.cos(angles)) / 2)[None, :] * reach
@@ -106,13 +100,10 @@ def propagate(
     transform[:, 0] /= 2
 
     def lanes(lams: Array) -> tuple[Gaps | None, Array | None]:
-        weights = lams[:, None]
+        act = pair.motion(lams)
 
         def turned(Y: Array) -> Array:
-            Z = Y @ curving
-            if diagonal:
-                return Z + (scale * weights * H_s[None, :] - 1) * Y
-            return Z[:, : len(d)] + weights * Z[:, len(d) :] - Y
+            return 2 / reach * act(Y) - Y
 
         def step(last: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
             before, now = last
@@ -120,7 +111,7 @@ def propagate(
             return (now, after), after
 
         # The vector of degree -1 is that of degree 1; that of degree 0 is the pull at every penalty.
-        zeroth = jnp.broadcast_to(pull, (len(lams), len(d)))
+        zeroth = jnp.broadcast_to(pull, (len(lams), len(pull)))
         _, others = jax.lax.scan(step, (turned(zeroth), zeroth), None, terms - 1)
 
         def series(c: Array) -> Array:
@@ -131,23 +122,13 @@ def propagate(
             tangent = jnp.tanh(times[:, None] * nodes / 2)
             done = 2 * tangent / (1 + tangent)
             delta = series((done / nodes) @ transform)
-            moved = jnp.moveaxis(delta @ U.T if diagonal else delta, 1, 0) if states else None
-            if not gaps:
-                return None, moved
-            left, resistance = delta - d[None, None, :], delta * H_s[None, None, :] if diagonal else delta @ H_s
-            # H_f(δ - d) = Aδ - g - λH_sδ, where Aδ is a series too.
-            slope = (
-                series(done @ transform) - pull[None, None, :] - weights[None] * resistance
-                if terms <= SHORT
-                else left @ H_f
-            )
-            half = jnp.full(len(d), 0.5)
-            return Gaps(*(jnp.maximum(v @ half, 0).T for v in (delta * resistance, left * slope))), moved
+            moved = jnp.moveaxis(pair.displacements(delta), 1, 0) if states else None
+            return jax.tree.map(jnp.transpose, pair.gaps(delta)) if gaps else None, moved
 
         by_time = _in_batches(instants, times, INSTANTS)  # (batches, L, T, ...)
         return jax.tree.map(lambda leaf: _joined(jnp.moveaxis(leaf, 0, 1), 1)[:, : len(times)], by_time)
 
-    by_lane = _in_batches(lanes, lams, _most_lanes(len(d)))
+    by_lane = _in_batches(lanes, lams, _most_lanes(len(pull)))
     flat = jax.tree.map(lambda leaf: _joined(leaf, 0)[: len(lams)], by_lane)
     return jax.tree.map(lambda leaf: leaf.reshape(shape + leaf.shape[2:]), flat)
 

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from tradeoff._compiling import BRIEF, compiled
 from tradeoff._records import Numbers, is_concrete, record
-from tradeoff.dynamics.propagator import degree_for, propagate
+from tradeoff.dynamics.coordinates import Given
+from tradeoff.dynamics.propagator import coordinates_for, degree_for, propagate
 from tradeoff.gaps import Gaps
 from tradeoff.loss_constraint import check_scale
 from tradeoff.parameter_constraint import eigen
@@ -113,7 +114,8 @@ def _solved(quad: Quadratic, lams: Any, times: Any, gaps: bool, states: bool) ->
     if size is None:
         return _flows(quad, lams, times, states)
     terms, reach = size
-    return propagate(quad, lams, times, reach, terms=terms, gaps=gaps, states=states)
+    pair = coordinates_for(quad, lams.size, times.size, terms, states) if gaps else Given(quad)
+    return propagate(pair, lams, times, reach, terms=terms, gaps=gaps, states=states)
 
 
 @compiled(BRIEF, static_argnums=3)
