@@ -8,10 +8,12 @@ import pytest
 
 from tradeoff._records import record
 from tradeoff.dynamics import descend, minibatch_noise, quadratic_flow
+from tradeoff.dynamics.engine import WHOLE, JaxEngine
 from tradeoff.loss_constraint import gaps
 from tradeoff.problems import Quadratic, Tabular, quadratic
-from tradeoff.strategies import EMA, Ball, Strategy
-from tradeoff.tolerances import FLOW, IDENTITY, PRINTED, agree
+from tradeoff.strategies import ALIGNMENT, EMA, HARMFUL, TASK, Ball, SmallBatch, Strategy
+from tradeoff.strategies.losses import Weighted
+from tradeoff.tolerances import EXACT, FLOW, IDENTITY, PRINTED, agree
 from tradeoff.worlds import golden
 
 ORDER = 0.1  # of a fitted slope
@@ -105,6 +107,33 @@ def test_a_key_fixes_the_noise_and_another_changes_it():
     )
     np.testing.assert_array_equal(one, same)
     assert jnp.all(one != other)
+
+
+def test_without_a_key_it_is_the_first():
+    def one(key):
+        return descend(Tabular(golden()), SmallBatch(1), learning_rate=0.1, steps=3, every=3, key=key).gaps.capability[
+            -1
+        ]
+
+    assert one(None) == one(jax.random.key(0)) != one(jax.random.key(1))
+
+
+def test_without_a_policy_losses_are_the_gaps():
+    """A quadratic has the two losses of its gaps, their sums, and no other."""
+    quad = quadratic.golden()
+    engine = JaxEngine(quad, quad.theta_s, jax.random.key(0), 1, 0.1)
+    at = jnp.array([0.3, -0.2])
+    weights, gaps = {WHOLE: at}, quad.gaps(at)
+    assert engine.value(TASK, weights) == gaps.capability
+    assert engine.value(ALIGNMENT, weights) == gaps.safety
+    both = Weighted(((1.0, TASK), (0.5, ALIGNMENT)))
+    np.testing.assert_allclose(
+        engine.gradient(both, weights)[WHOLE], jax.grad(quad.objective)(at, 0.5), rtol=EXACT.relative
+    )
+    with pytest.raises(
+        ValueError, match="Quadratic has a task loss and a safety loss, and the strategy asks for Cross"
+    ):
+        engine.value(HARMFUL, weights)
 
 
 def test_divergence_is_named_with_its_step_and_marked_in_a_sweep():

@@ -58,6 +58,23 @@ def test_many_penalties_are_interpolated_within_the_stated_error():
         np.testing.assert_allclose(swept[np.array(some)], solved, rtol=0, atol=ROOT.relative)
 
 
+def test_a_sweep_is_solved_at_its_nodes_alone(monkeypatch):
+    solved, own = [], tabular._solve
+
+    def counted(world, lams, times, states):
+        solved.extend(lams.tolist())
+        return own(world, lams, times, states)
+
+    monkeypatch.setattr(tabular, "_solve", counted)
+    lams = np.append(0.0, np.geomspace(1e-3, 1e3, 400))
+    tabular_flow(WORLDS["random_proxy"], lams, TIMES)
+    # Chebyshev's points in log λ, both ends among them, and λ = 0 once.
+    halfway = np.log10(solved[:-1]) / 3
+    np.testing.assert_allclose(halfway, np.cos(np.linspace(0, np.pi, len(halfway))), atol=ROOT.absolute)
+    assert len(halfway) == tabular._nodes_for(np.log(lams[1:])) + 1
+    assert solved[-1] == 0
+
+
 def test_too_few_nodes_are_noticed(monkeypatch):
     """The control: started with too few nodes, the sweep sees that they do not do, and takes more."""
     taken = []

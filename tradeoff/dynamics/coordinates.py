@@ -104,6 +104,7 @@ def both_diagonal(quad: Quadratic) -> Diagonal | None:
     if not (size_f > 0 and size_s > 0):
         return None
     share = H_s / size_s
+    # By NumPy alone: threads of SciPy's LAPACK, JAX's too, would spin beside NumPy's and those of the flows that come next.
     try:
         half = np.linalg.cholesky(H_f / size_f + share)
     except np.linalg.LinAlgError:  # not definite

@@ -83,7 +83,7 @@ def descend(
         learning_rate: of plain descent, h; a strategy that sets the length of its steps needs none.
         optimiser: in place of plain descent, for instance `optax.adam(1e-3)`. Learning rates are told apart by value, but
             optimisers (and noise) by identity: make one once and give it to many runs, else each of them compiles.
-        key: of the random numbers of noise and strategy.
+        key: of the random numbers of noise and strategy; those of a strategy are `jax.random.key(0)`'s unless given.
         start: the first parameters; the aligned ones, `problem.aligned()`, unless given.
         lam: a finite penalty λ ≥ 0.
         loss: what is descended in place of $G_f+\lambda\hat G_s$; `strategies.SAFETY` is the stage of alignment.
