@@ -22,11 +22,21 @@ def pair(skew: float = 1.0, f: float = 1.0, s: float = 1.0) -> Quadratic:
     return Quadratic((H_f + H_f.T) / 2, draw.normal(size=D), (H_s + H_s.T) / 2, draw.normal(size=D))
 
 
-def nearly_flat(ridge: float = 1e-12) -> Quadratic:
-    """Two directions in which neither loss curves by more than the ridge."""
-    draw = np.random.default_rng(38)
-    H_f, H_s = (x @ x.T / D + ridge * np.eye(D) for x in draw.normal(size=(2, D, D // 2 - 1)))
+def thin(seed: int, directions: int, ridge: float) -> Quadratic:
+    """Losses that curve in so many directions each, and in all others by no more than the ridge."""
+    draw = np.random.default_rng(seed)
+    H_f, H_s = (x @ x.T / D + ridge * np.eye(D) for x in draw.normal(size=(2, D, directions)))
     return Quadratic(H_f, draw.normal(size=D), H_s, np.zeros(D))
+
+
+def error(quad: Quadratic) -> float:
+    """Of the safety gaps of its flows, relative to the largest."""
+    lams, times = np.linspace(0, 1, 100), np.linspace(0, 10, 100)
+    rates, U = np.linalg.eigh(np.asarray(quad.H_f) + lams[:, None, None] * np.asarray(quad.H_s))
+    filters = -np.expm1(-times[None, :, None] * rates[:, None, :]) / rates[:, None, :]
+    states = (filters * (np.asarray(quad.pull) @ U)[:, None, :]) @ U.swapaxes(1, 2)
+    exact = np.sum(states * (states @ np.asarray(quad.H_s)), axis=-1) / 2
+    return float(np.abs(quadratic_flow(quad, lams, times).gaps.safety - exact).max() / exact.max())
 
 
 @pytest.mark.parametrize("units", [(1, 1), (1e-150, 1e150), (1e150, 1e-150)])
@@ -69,19 +79,20 @@ def test_skewed_coordinates_are_not_taken():
     assert both_diagonal(pair(1e4)) is None
 
 
-def test_nearly_flat_pairs_would_lose_digits_and_stay_in_their_own_coordinates(monkeypatch):
-    quad, lams, times = nearly_flat(), np.linspace(0, 1, 100), np.linspace(0, 10, 100)
-    rates, U = np.linalg.eigh(np.asarray(quad.H_f) + lams[:, None, None] * np.asarray(quad.H_s))
-    filters = -np.expm1(-times[None, :, None] * rates[:, None, :]) / rates[:, None, :]
-    states = (filters * (np.asarray(quad.pull) @ U)[:, None, :]) @ U.swapaxes(1, 2)
-    exact = np.sum(states * (states @ np.asarray(quad.H_s)), axis=-1) / 2
+@pytest.mark.parametrize(
+    ("limit", "quads"),
+    [
+        ("FLAT", [thin(seed, D // 2 - 1, 1e-12) for seed in (26, 38, 57)]),  # two directions are flat but for the ridge
+        ("SKEW", [thin(seed, D // 2, 1e-9) for seed in (241, 604, 1064)]),
+    ],
+)
+def test_beyond_either_limit_digits_would_be_lost(limit, quads, monkeypatch):
+    assert all(both_diagonal(quad) is None for quad in quads)
+    few = max(map(error, quads))
+    monkeypatch.setattr(coordinates, limit, np.inf)
+    assert all(both_diagonal(quad) is not None for quad in quads)
+    assert max(map(error, quads)) > 5 * few
 
-    def error() -> float:
-        return float(np.abs(quadratic_flow(quad, lams, times).gaps.safety - exact).max() / exact.max())
 
-    assert both_diagonal(quad) is None
-    assert both_diagonal(nearly_flat(1e-3)) is not None
-    few = error()
-    monkeypatch.setattr(coordinates, "FLAT", np.inf)
-    assert both_diagonal(quad) is not None
-    assert error() > 10 * few
+def test_a_little_curvature_everywhere_is_enough():
+    assert both_diagonal(thin(38, D // 2 - 1, 1e-3)) is not None

@@ -110,12 +110,11 @@ def test_a_key_fixes_the_noise_and_another_changes_it():
 
 
 def test_without_a_key_it_is_the_first():
-    def one(key):
-        return descend(Tabular(golden()), SmallBatch(1), learning_rate=0.1, steps=3, every=3, key=key).gaps.capability[
-            -1
-        ]
-
-    assert one(None) == one(jax.random.key(0)) != one(jax.random.key(1))
+    none, first, second = (
+        descend(Tabular(golden()), SmallBatch(1), learning_rate=0.1, steps=3, every=3, key=key).gaps.capability[-1]
+        for key in (None, jax.random.key(0), jax.random.key(1))
+    )
+    assert none == first != second
 
 
 def test_without_a_policy_losses_are_the_gaps():
